@@ -1,0 +1,198 @@
+"""The table a person reads, the same in Markdown, and JSON for a program."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.measure import Measured
+from benchmarks.rows import BATCHES, HASHING, PEER, RECORD
+
+RECORD_TARGET = 8.0
+BATCH_TARGET = 20_000
+_COLUMNS = (
+    "what",
+    "transport",
+    "client",
+    "in flight",
+    "rate",
+    "unit",
+    "p50 ms",
+    "p99 ms",
+    "of empty call",
+    "times peer",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the project asks of itself."""
+
+    text: str
+    reached: str
+    met: bool
+
+    def __str__(self) -> str:
+        return f"{'met' if self.met else 'NOT MET'}: {self.text} (this run: {self.reached})"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run of the benchmarks."""
+
+    day: date
+    seconds: float
+    rounds: int
+    facts: dict[str, str]
+    measured: Sequence[Measured]
+
+    def find(self, name: str, transport: str, client: str = "ours") -> Measured | None:
+        """Returns the row of this name with the most calls in flight, if it was measured."""
+        found = [
+            each
+            for each in self.measured
+            if (each.row.name, each.row.transport, each.row.client) == (name, transport, client)
+        ]
+        return max(found, key=lambda each: each.row.in_flight, default=None)
+
+    def best_peer(self, *, one_process: bool = False) -> Measured | None:
+        """Returns the peer's fastest row, however many calls in flight and processes it took."""
+        names = {PEER} if one_process else {each.row.name for each in self.measured}
+        peers = [
+            each
+            for each in self.measured
+            if each.row.name.startswith(PEER) and each.row.name in names
+        ]
+        return max(peers, key=lambda each: each.rate, default=None)
+
+    def targets(self) -> list[Target]:
+        """Tells which of the project's targets this run met."""
+        found = []
+        record, batch = self.find(RECORD, "native"), self.find(BATCHES, "native")
+        peer = self.best_peer(one_process=True)
+        if record and peer:
+            ratio = record.ratio(peer)
+            text = (
+                f"RecordUsage (native) at least {RECORD_TARGET:g} times {PEER}, process for process"
+            )
+            found.append(Target(text, f"{ratio:.1f} times", ratio >= RECORD_TARGET))
+        if batch:
+            text = f"RecordUsageBatch at least {BATCH_TARGET:,} durable events/s"
+            found.append(Target(text, f"{batch.rate:,.0f}", batch.rate >= BATCH_TARGET))
+        return found
+
+    def notes(self) -> list[str]:
+        """What the columns leave out."""
+        login, hashing = self.find("Login", "native"), self.find(HASHING, "-")
+        found = []
+        if login and hashing:
+            share = login.ratio(hashing)
+            found.append(f"Login reaches {share:.0%} of argon2id alone on the same cores.")
+        record, peer = self.find(RECORD, "native"), self.best_peer()
+        if record and peer:
+            times = f"{record.ratio(peer):.1f} times"
+            found.append(f"RecordUsage, one process, is {times} the peer with a process a core.")
+        for transport in ("native", "grpcio"):
+            ours = self.find("empty call, bare", transport)
+            other = self.find("empty call, bare", transport, "h2load")
+            if ours and other:
+                share = ours.ratio(other)
+                found.append(
+                    f"Our load generator gets {share:.0%} of h2load's empty calls on {transport}."
+                )
+        return found
+
+    def cells(self, each: Measured) -> tuple[str, ...]:
+        """Returns a row's text, column by column."""
+        row = each.row
+        return (
+            row.name,
+            row.transport,
+            row.client,
+            str(row.in_flight),
+            f"{each.rate:,.0f}",
+            row.unit,
+            f"{each.p50 * 1000:.1f}",
+            f"{each.p99 * 1000:.1f}",
+            self._of_empty(each),
+            self._times_peer(each),
+        )
+
+    def table(self) -> Table:
+        """Returns the table for a terminal."""
+        table = Table(title=self.title)
+        for name in _COLUMNS:
+            table.add_column(name, justify="left" if name in _COLUMNS[:3] else "right")
+        for each in self.measured:
+            table.add_row(*self.cells(each))
+        return table
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.facts['processor']}, {self.facts['cores']} cores,"
+            f" median of {self.rounds} x {self.seconds:g} s"
+        )
+
+    def markdown(self) -> str:
+        """Returns the whole report as a page."""
+        lines = [f"# Benchmarks, {self.day.isoformat()}", "", self.title, ""]
+        lines.append("| " + " | ".join(_COLUMNS) + " |")
+        lines.append("|---|---|---|" + "---:|" * (len(_COLUMNS) - 3))
+        lines += ["| " + " | ".join(self.cells(each)) + " |" for each in self.measured]
+        lines += ["", *(f"- {target}" for target in self.targets())]
+        lines += [f"- {note}" for note in self.notes()]
+        lines += ["", ", ".join(f"{name} {value}" for name, value in self.facts.items()), ""]
+        return "\n".join(lines)
+
+    def save(self, directory: Path) -> Path:
+        """Writes <date>-<cores>cores.md and .json; returns the first."""
+        directory.mkdir(parents=True, exist_ok=True)
+        page = directory / f"{self.day.isoformat()}-{self.facts['cores']}cores.md"
+        page.write_text(self.markdown())
+        page.with_suffix(".json").write_text(json.dumps(self._record(), indent=2) + "\n")
+        return page
+
+    def _of_empty(self, each: Measured) -> str:
+        empty = self.find("empty call, bare", each.row.transport)
+        if empty is None or each.row.each > 1:
+            return ""
+        return f"{each.ratio(empty):.0%}"
+
+    def _times_peer(self, each: Measured) -> str:
+        metered = each.row.name in (RECORD, BATCHES) or each.row.name.startswith(PEER)
+        peer = self.best_peer() if metered else None
+        return f"{each.ratio(peer):.1f}" if peer else ""
+
+    def _record(self) -> dict[str, object]:
+        return {
+            "date": self.day.isoformat(),
+            "seconds": self.seconds,
+            "rounds": self.rounds,
+            "facts": self.facts,
+            "rows": [_plain(each) for each in self.measured],
+            "targets": [
+                {"text": target.text, "reached": target.reached, "met": target.met}
+                for target in self.targets()
+            ],
+            "notes": self.notes(),
+        }
+
+
+def _plain(each: Measured) -> dict[str, object]:
+    row = each.row
+    return {
+        "name": row.name,
+        "transport": row.transport,
+        "client": row.client,
+        "in_flight": row.in_flight,
+        "unit": row.unit,
+        "rate": round(each.rate, 1),
+        "rates": [round(rate, 1) for rate in each.rates],
+        "p50_ms": round(each.p50 * 1000, 3),
+        "p99_ms": round(each.p99 * 1000, 3),
+        "refused": sum(sample.refused for sample in each.samples),
+    }

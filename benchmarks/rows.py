@@ -1,0 +1,136 @@
+"""The rows of the table: what is called, how, and who counts."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finity.auth.v1 import auth_pb2
+from finity.usage.v1 import usage_pb2
+
+from benchmarks.bed import KINDS, TRANSPORTS, Bed, cores
+from benchmarks.bodies import EVENT_ID, USER_ID, Bodies, Events, Repeated
+from benchmarks.counters import Counter, Handled, Rows
+from benchmarks.empty import METHOD, SERVICE
+from benchmarks.seed import PASSWORD, People
+from benchmarks.work import Calls, H2load, Hashing, Work
+
+AUTH, USAGE = "/finity.auth.v1.AuthService/", "/finity.usage.v1.UsageService/"
+LINES, PLACES = 4, 16
+# Metered calls: a few callers, and a house full enough for any server measured to be at its peak.
+FEW, MANY = 64, 256
+BATCH = 1000
+PEER = "FastAPI + SQLAlchemy"
+RECORD, BATCHES, HASHING = "RecordUsage", "RecordUsageBatch", "argon2id alone"
+# Bodies made for a second of a run: a multiple of what was ever answered.
+_MOST_CALLS, _MOST_BATCHES = 30_000, 100
+_LOGGING_IN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement."""
+
+    name: str
+    transport: str
+    work: Work
+    in_flight: int
+    counter: Counter | None
+    """None: the client's own count holds, for there is no server."""
+    rows: Counter | None = None
+    """Rows in the database, which must grow by as much."""
+    each: int = 1
+    """Events a call carries."""
+    client: str = "ours"
+
+    @property
+    def unit(self) -> str:
+        return "events/s" if self.each > 1 else "calls/s"
+
+
+def every(bed: Bed, people: People) -> list[Row]:
+    """Returns the rows in the order they are measured; those compared stand close together."""
+    service = (("authorization", f"Bearer {bed.service_key}"),)
+    return [
+        *_empty(bed),
+        *_records(bed, people, service),
+        *_tokens(bed, people, service),
+    ]
+
+
+def _empty(bed: Bed) -> Iterator[Row]:
+    path = f"/{SERVICE}/{METHOD}"
+    for transport in TRANSPORTS:
+        for kind in KINDS:
+            place = bed.empty[transport, kind]
+            work = Calls("grpc", place.address, path, (), Repeated((b"",)), LINES, PLACES)
+            yield Row(
+                f"empty call, {kind}", transport, work, LINES * PLACES, Handled(place, METHOD)
+            )
+        if shutil.which("h2load"):
+            place = bed.empty[transport, "bare"]
+            yield Row(
+                "empty call, bare",
+                transport,
+                H2load(place.address, path, LINES, PLACES),
+                LINES * PLACES,
+                Handled(place, METHOD),
+                client="h2load",
+            )
+
+
+def _records(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
+    single = _events(usage_pb2.RecordUsageRequest(event=_event()).SerializeToString(), people)
+    as_json = _events(json.dumps(_JSON, separators=(",", ":")).encode(), people)
+    written = Rows("tool_usage")
+    for transport, in_flight in (("native", FEW), ("native", MANY), ("grpcio", MANY)):
+        place = bed.usage[transport]
+        places = in_flight // LINES
+        work = Calls("grpc", place.address, USAGE + RECORD, service, single, LINES, places)
+        yield Row(RECORD, transport, work, in_flight, Handled(place, RECORD), written)
+    envoy = Calls("json", bed.gateway.address, "/v1/usage", service, as_json, MANY)
+    counter = Handled(bed.usage["native"], RECORD)
+    yield Row(RECORD, "JSON, Envoy", envoy, MANY, counter, written)
+    for processes, place in bed.peers.items():
+        for in_flight in (FEW, MANY):
+            peer = Calls("json", place.address, "/v1/usage", (), as_json, in_flight)
+            name = PEER if processes == 1 else f"{PEER}, {processes} processes"
+            yield Row(name, "JSON", peer, in_flight, Rows("peer_usage"))
+    batch = usage_pb2.RecordUsageBatchRequest(events=[_event()]).SerializeToString()
+    bodies = Events(batch, people.ids, BATCH, _MOST_BATCHES)
+    native = bed.usage["native"]
+    lines, places = 4, 2
+    work = Calls("grpc", native.address, USAGE + BATCHES, service, bodies, lines, places)
+    yield Row(
+        BATCHES, "native", work, lines * places, Handled(native, BATCHES), written, each=BATCH
+    )
+
+
+def _tokens(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
+    auth = bed.auth
+    token = auth_pb2.ValidateTokenRequest(token=people.access_token).SerializeToString()
+    work = Calls(
+        "grpc", auth.address, f"{AUTH}ValidateToken", service, Repeated((token,)), LINES, PLACES
+    )
+    yield Row("ValidateToken", "native", work, LINES * PLACES, Handled(auth, "ValidateToken"))
+    logins = Repeated(
+        tuple(
+            auth_pb2.LoginRequest(email=email, password=PASSWORD).SerializeToString()
+            for email in people.emails[:_LOGGING_IN]
+        )
+    )
+    work = Calls("grpc", auth.address, f"{AUTH}Login", (), logins, LINES, 4)
+    yield Row("Login", "native", work, LINES * 4, Handled(auth, "Login"))
+    threads = cores()
+    yield Row(HASHING, "-", Hashing(PASSWORD, people.password_hash, threads), threads, None)
+
+
+def _event() -> usage_pb2.UsageEvent:
+    return usage_pb2.UsageEvent(event_id=EVENT_ID, user_id=USER_ID, tool_name="rewrite", credits=1)
+
+
+_JSON = {"event_id": EVENT_ID, "user_id": USER_ID, "tool_name": "rewrite", "credits": 1}
+
+
+def _events(template: bytes, people: People) -> Bodies:
+    return Events(template, people.ids, 1, _MOST_CALLS)

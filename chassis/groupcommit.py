@@ -1,0 +1,133 @@
+"""
+Group commit: many callers, one transaction, each answered after COMMIT with its own result.
+
+While one flush is under way the next ones gather, so batches grow with the load
+and a lone call never waits for company. The queue is bounded; a flush that
+fails for one caller's sake is split, so that it fails for that caller alone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from prometheus_client import Gauge, Histogram
+
+from chassis.errors import Refusal
+from chassis.refusals import Conflict, Overloaded
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ATTEMPTS = 3
+RETRY_AFTER = 0.5
+
+WAITING = Gauge("finity_group_commit_waiting", "Items waiting for a flush.", ["queue"])
+FLUSHED = Histogram(
+    "finity_group_commit_items",
+    "Items written by one flush.",
+    ["queue"],
+    buckets=(1, 4, 16, 64, 256, 1024, 4096),
+)
+
+
+@dataclass(slots=True)
+class _Ticket(Generic[Item, Result]):
+    items: Sequence[Item]
+    answer: asyncio.Future[Sequence[Result]]
+
+
+class GroupCommit(Generic[Item, Result]):
+    """A bounded queue in front of a flush; `run` must be running."""
+
+    def __init__(
+        self,
+        name: str,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_flush: int,
+        max_waiting: int,
+    ) -> None:
+        """`flush` writes items durably and returns a result for each, in order."""
+        self._flush = flush
+        self._max_flush = max_flush
+        self._max_waiting = max_waiting
+        self._tickets: deque[_Ticket[Item, Result]] = deque()
+        self._waiting = 0
+        self._wake = asyncio.Event()
+        self._flushed = FLUSHED.labels(name)
+        WAITING.labels(name).set_function(lambda: self._waiting)
+
+    async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
+        """Returns the items' results once they are durable; Overloaded when too many wait."""
+        if self._waiting + len(items) > self._max_waiting:
+            raise Overloaded(retry_after=RETRY_AFTER)
+        answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+        self._tickets.append(_Ticket(items, answer))
+        self._waiting += len(items)
+        self._wake.set()
+        return await answer
+
+    async def run(self) -> None:
+        """Flushes until cancelled; what is then not answered is cancelled too."""
+        taken: list[_Ticket[Item, Result]] = []
+        try:
+            while True:
+                await self._wake.wait()
+                taken = self._take()
+                if taken:
+                    await self._settle(taken)
+        finally:
+            for ticket in (*taken, *self._tickets):
+                ticket.answer.cancel()
+
+    def _take(self) -> list[_Ticket[Item, Result]]:
+        taken: list[_Ticket[Item, Result]] = []
+        room = self._max_flush
+        while self._tickets and (not taken or len(self._tickets[0].items) <= room):
+            ticket = self._tickets.popleft()
+            self._waiting -= len(ticket.items)
+            # Whoever gave up before the flush is not written at all.
+            if not ticket.answer.done():
+                taken.append(ticket)
+                room -= len(ticket.items)
+        if not self._tickets:
+            self._wake.clear()
+        return taken
+
+    async def _settle(self, tickets: list[_Ticket[Item, Result]]) -> None:
+        try:
+            await self._write(tickets)
+        except Refusal as refusal:
+            for ticket in tickets:
+                _refuse(ticket, refusal)
+        except Exception as error:  # noqa: BLE001 - one caller's item must not sink the others
+            if len(tickets) == 1:
+                _refuse(tickets[0], error)
+                return
+            half = len(tickets) // 2
+            await self._settle(tickets[:half])
+            await self._settle(tickets[half:])
+
+    async def _write(self, tickets: list[_Ticket[Item, Result]]) -> None:
+        items = [item for ticket in tickets for item in ticket.items]
+        for attempt in range(ATTEMPTS):
+            try:
+                results = await self._flush(items)
+                break
+            except Conflict:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        self._flushed.observe(len(items))
+        start = 0
+        for ticket in tickets:
+            end = start + len(ticket.items)
+            if not ticket.answer.done():
+                ticket.answer.set_result(results[start:end])
+            start = end
+
+
+def _refuse(ticket: _Ticket[Item, Result], error: Exception) -> None:
+    if not ticket.answer.done():
+        ticket.answer.set_exception(error)

@@ -1,0 +1,193 @@
+"""
+A service's process: the gRPC server on either transport, health, reflection, drain.
+
+    async with Server(settings, "auth", authenticator, [descriptor]) as server:
+        add_AuthServiceServicer_to_server(servicer, server.grpc)
+        await server.serve()
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import pygrpc_native.aio
+import structlog
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import Counter, start_http_server
+
+from chassis import logs
+from chassis.callers import Authenticator
+from chassis.contract import ContractError, methods_of, sensitive_names
+from chassis.dsn import DatabaseError
+from chassis.interceptors import Gate
+from chassis.settings import ServiceSettings, SettingsError
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 1024),
+    # Clients may ping every 10 s; the default answers pings under 300 s with GOAWAY.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A port that is taken must be an error, not a share of another process's calls.
+    ("grpc.so_reuseport", 0),
+]
+RESTART_SECONDS = 1.0
+BACKGROUND_END_SECONDS = 3.0
+JOB_FAILURES = Counter("finity_background_failures_total", "Background jobs that failed.")
+_log = structlog.get_logger()
+
+
+class StartupError(Exception):
+    """The service cannot start; the message says what to change."""
+
+
+class Server:
+    """One room's gRPC server."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        room: str,
+        authenticator: Authenticator,
+        services: Sequence[ServiceDescriptor],
+    ) -> None:
+        """ContractError if a method of `services` has no access rule or a rule does not compile."""
+        self._settings = settings
+        self._room = room
+        self._names = [service.full_name for service in services]
+        logs.conceal(sensitive_names(services))
+        gate = Gate(
+            room,
+            methods_of(services),
+            authenticator,
+            default_deadline=settings.default_deadline,
+            max_concurrent_calls=settings.max_concurrent_calls,
+        )
+        make = pygrpc_native.aio.server if settings.transport == "native" else aio.server
+        self.grpc: aio.Server = make(interceptors=[gate], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        if settings.reflection and settings.env == "development":
+            reflection.enable_server_reflection(
+                [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
+            )
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.grpc.stop(None)
+
+    async def start(self) -> None:
+        """Listens and reports SERVING; StartupError if the port is taken."""
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = self.grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartupError(
+                f"{address} is taken; set FINITY_{self._room.upper()}_PORT to a free port."
+            ) from error
+        await self.grpc.start()
+        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        _log.info(
+            "serving",
+            address=f"{self._settings.host}:{self.port}",
+            transport=self._settings.transport,
+        )
+
+    async def serve(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains: no new calls, running ones get to finish."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        with self._serving_metrics():
+            await self.start()
+            await stop.wait()
+            _log.info("draining", seconds=self._settings.drain_seconds)
+            await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+            await self.grpc.stop(self._settings.drain_seconds)
+        _log.info("stopped")
+
+    async def _report(self, state: Any) -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, state)
+
+    @contextlib.contextmanager
+    def _serving_metrics(self) -> Iterator[None]:
+        port = self._settings.metrics_port
+        if not port:
+            yield
+            return
+        try:
+            http, _ = start_http_server(port, addr=self._settings.host)
+        except OSError as error:
+            raise StartupError(
+                f"{self._settings.host}:{port} is taken; set"
+                f" FINITY_{self._room.upper()}_METRICS_PORT to a free port, or 0 for none."
+            ) from error
+        try:
+            yield
+        finally:
+            http.shutdown()
+            http.server_close()
+
+
+def run(service: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a composition root; a reason not to start is one sentence on stderr and exit code 1."""
+    try:
+        uvloop.run(service())
+    except (SettingsError, StartupError, ContractError, DatabaseError) as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextlib.asynccontextmanager
+async def background(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs endless jobs beside the body and ends them with it; one that fails starts again."""
+    tasks = [asyncio.create_task(_forever(job)) for job in jobs]
+    try:
+        yield
+    finally:
+        await _end(tasks)
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    pending: set[asyncio.Task[None]] = set(tasks)
+    deadline = time.monotonic() + BACKGROUND_END_SECONDS
+    # A call under way may answer a cancellation as its own failure, so once is not enough; what
+    # hangs all the same must not keep the process from ending.
+    while pending and time.monotonic() < deadline:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
+
+
+async def _forever(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await job()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the others must go on
+            JOB_FAILURES.inc()
+            _log.error("background job failed; it starts again", exc_info=error)
+        await asyncio.sleep(RESTART_SECONDS)

@@ -1,0 +1,154 @@
+"""
+Access tokens as every service verifies them: in its own process.
+
+Signatures are checked against auth's public keys (RFC 7517, RFC 8037), verified
+tokens are kept in an LRU, and every use asks the revocation list.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+import jwt
+import structlog
+
+from chassis.callers import Caller, Kind
+from chassis.clock import Clock
+from chassis.errors import Refusal
+from chassis.refusals import CredentialsInvalid, PeerUnavailable, TokenExpired, TokenRevoked
+from chassis.revocations import RevocationList, RevocationSource
+
+AUDIENCE = "finity"
+ALGORITHM = "EdDSA"
+CACHED_TOKENS = 20_000
+# Unknown key ids cause one request for keys in so many seconds, and wait for it.
+KEY_RELOAD_SECONDS = 1.0
+# A key that auth withdrew verifies nothing after this.
+KEY_LIFE_SECONDS = 600.0
+# Lifetimes are judged by the Clock, so that a test can set it.
+_DECODE_OPTIONS: jwt.types.Options = {
+    "verify_exp": False,
+    "verify_iat": False,
+    "verify_nbf": False,
+    "require": ["exp", "iss", "aud", "sub"],
+}
+_log = structlog.get_logger()
+
+
+class TokenAuthority(RevocationSource, Protocol):
+    """Where keys and revocations come from: the auth service, seen from here."""
+
+    async def signing_keys(self) -> Sequence[dict[str, str]]:
+        """Returns the public keys as JSON Web Keys."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    caller: Caller
+    kid: str
+    version: int
+    expires: float
+
+
+class KeyRing:
+    """Auth's public keys, loaded again when an unknown one is asked for and when they are old."""
+
+    def __init__(self, authority: TokenAuthority) -> None:
+        self._authority = authority
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._loaded = float("-inf")
+        self._loading: asyncio.Task[None] | None = None
+
+    def knows(self, kid: str) -> bool:
+        """Tells whether the key was published when the keys were last loaded, not long ago."""
+        return kid in self._keys and time.monotonic() - self._loaded < KEY_LIFE_SECONDS
+
+    async def get(self, kid: str) -> jwt.PyJWK:
+        """Returns a key; CredentialsInvalid if auth has none of this id."""
+        if not self.knows(kid):
+            if self._loading is None or self._loading.done():
+                self._loading = asyncio.create_task(self._load())
+            # Shielded: the caller that gives up must not take the others' answer with it.
+            await asyncio.shield(self._loading)
+        if kid not in self._keys:
+            raise CredentialsInvalid
+        return self._keys[kid]
+
+    async def _load(self) -> None:
+        await asyncio.sleep(max(0.0, self._loaded + KEY_RELOAD_SECONDS - time.monotonic()))
+        try:
+            keys = await self._authority.signing_keys()
+        except Refusal as refusal:
+            _log.warning("signing keys not loaded", reason=refusal.reason)
+            raise PeerUnavailable from refusal
+        self._keys = {key["kid"]: jwt.PyJWK(key) for key in keys}
+        self._loaded = time.monotonic()
+
+
+class TokenVerifier:
+    """Verifies access tokens; `run` keeps its revocations fresh."""
+
+    def __init__(self, authority: TokenAuthority, issuer: str, clock: Clock) -> None:
+        self._keys = KeyRing(authority)
+        self._revocations = RevocationList(authority)
+        self._issuer = issuer
+        self._clock = clock
+        self._cache: OrderedDict[str, _Verified] = OrderedDict()
+        self.run = self._revocations.run
+        self.revoke = self._revocations.add
+        self.wake = self._revocations.wake
+
+    async def verify(self, token: str) -> Caller:
+        """Returns the user of a good token; refuses any other by reason."""
+        return (await self._verified(token)).caller
+
+    async def expiry(self, token: str) -> tuple[Caller, float]:
+        """Returns the user and the end of life, in seconds since the epoch."""
+        verified = await self._verified(token)
+        return verified.caller, verified.expires
+
+    async def _verified(self, token: str) -> _Verified:
+        verified = self._cache.get(token)
+        if verified is None or not self._keys.knows(verified.kid):
+            verified = await self._read(token)
+            self._cache[token] = verified
+            if len(self._cache) > CACHED_TOKENS:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(token)
+        if verified.expires <= self._clock.now().timestamp():
+            self._cache.pop(token, None)
+            raise TokenExpired
+        if not await self._revocations.ready():
+            raise PeerUnavailable
+        caller = verified.caller
+        if self._revocations.holds(caller.session_id, caller.user_id, verified.version):
+            raise TokenRevoked
+        return verified
+
+    async def _read(self, token: str) -> _Verified:
+        try:
+            kid = str(jwt.get_unverified_header(token)["kid"])
+            key = await self._keys.get(kid)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=[ALGORITHM],
+                audience=AUDIENCE,
+                issuer=self._issuer,
+                options=_DECODE_OPTIONS,
+            )
+            caller = Caller(
+                Kind.USER,
+                user_id=UUID(claims["sub"]),
+                session_id=UUID(claims["sid"]),
+                role=str(claims["role"]),
+            )
+            return _Verified(caller, kid, int(claims["ver"]), float(claims["exp"]))
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CredentialsInvalid from error

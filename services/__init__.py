@@ -1,0 +1,1 @@
+"""The rooms: one folder per service, all with the plan of ARCHITECTURE.md."""

@@ -1,0 +1,44 @@
+"""What the auth room is told by its environment; read only by __main__."""
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from chassis.settings import ROOM_PORTS, ServiceSettings
+from services.auth.domain import SessionPolicy
+
+
+class Settings(ServiceSettings):
+    """Each field is a variable with the prefix FINITY_, but for the two ports named below."""
+
+    port: int = Field(ROOM_PORTS["auth"], ge=0, le=65535, validation_alias="FINITY_AUTH_PORT")
+    metrics_port: int = Field(0, ge=0, le=65535, validation_alias="FINITY_AUTH_METRICS_PORT")
+    usage_address: str = f"127.0.0.1:{ROOM_PORTS['usage']}"
+    """host:port of the usage service, which opens an account for each new user."""
+
+    issuer: str = "https://finity.ai"
+    """The "iss" claim of access tokens."""
+    access_token_seconds: int = Field(900, ge=10, le=3600)
+    session_idle_days: int = Field(30, ge=1, le=365)
+    """A session not refreshed for so long is over."""
+    session_days: int = Field(90, ge=1, le=730)
+    """A session is over after so long, however often it was refreshed."""
+    refresh_grace_seconds: int = Field(10, ge=0, le=60)
+    """After a refresh, how long older tokens of the session still get its successor."""
+    refresh_reuse_seconds: int = Field(60, ge=0, le=86400)
+    """How long the token just before the current one still gets it; 0 is strict."""
+
+    argon2_memory_kib: int = Field(19456, ge=8)
+    argon2_time_cost: int = Field(2, ge=1)
+    argon2_queue: int = Field(256, ge=1)
+    """Passwords that may wait to be hashed; more are refused with HASHING_BUSY."""
+
+    def session_policy(self) -> SessionPolicy:
+        """Returns the lifetimes as the domain's rules take them."""
+        return SessionPolicy(
+            access_token=timedelta(seconds=self.access_token_seconds),
+            idle=timedelta(days=self.session_idle_days),
+            absolute=timedelta(days=self.session_days),
+            grace=timedelta(seconds=self.refresh_grace_seconds),
+            reuse=timedelta(seconds=self.refresh_reuse_seconds),
+        )

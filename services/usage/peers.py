@@ -1,0 +1,35 @@
+"""Other rooms as usage sees them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from finity.auth.v1 import auth_pb2, auth_pb2_grpc
+from grpc import aio
+
+from chassis.revocations import Revocations
+from chassis.times import read_time, to_timestamp
+
+
+class Auth:
+    """The auth room: where the keys and revocations of access tokens come from."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        self._stub = auth_pb2_grpc.AuthServiceStub(channel)
+
+    async def signing_keys(self) -> Sequence[dict[str, str]]:
+        """Returns the public keys as JSON Web Keys."""
+        answer = await self._stub.GetSigningKeys(auth_pb2.GetSigningKeysRequest())
+        return [{name.name: value for name, value in key.ListFields()} for key in answer.keys]
+
+    async def revocations(self, since: datetime | None) -> Revocations:
+        """Returns what was revoked after `since`, or everything that still matters."""
+        request = auth_pb2.ListRevocationsRequest()
+        if since is not None:
+            request.since_time.CopyFrom(to_timestamp(since))
+        answer = await self._stub.ListRevocations(request)
+        return Revocations(
+            [UUID(session_id) for session_id in answer.session_ids],
+            [(UUID(user.user_id), user.min_token_version) for user in answer.users],
+            read_time(answer, "as_of_time"),
+        )

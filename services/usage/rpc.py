@@ -1,0 +1,202 @@
+"""UsageService on the wire: message in, use case, message out."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from finity.usage.v1 import usage_pb2, usage_pb2_grpc
+from grpc import aio
+
+from chassis.clock import Clock
+from chassis.contract import validate
+from chassis.errors import Refusal
+from chassis.ids import parse_uuid, uuid7_time
+from chassis.pages import PageTokens
+from chassis.refusals import Conflict
+from chassis.times import read_time, to_timestamp
+from services.usage import domain
+from services.usage.domain import Balance, Category, Event, Grant, Outcome, Result, Terms
+from services.usage.errors import (
+    AccountNotOpen,
+    EventIdReused,
+    EventTimeOutOfRange,
+    NoCredits,
+)
+from services.usage.service import UsageService
+
+DEFAULT_PAGE = 50
+DECODE_AT_ONCE = 100
+Context = aio.ServicerContext[Any, Any]
+_TO_CATEGORY = {
+    Category.PROMOTIONAL: usage_pb2.GRANT_CATEGORY_PROMOTIONAL,
+    Category.PAID: usage_pb2.GRANT_CATEGORY_PAID,
+}
+_FROM_CATEGORY = {number: category for category, number in _TO_CATEGORY.items()}
+_REFUSALS: dict[Outcome, type[Refusal]] = {
+    Outcome.NO_CREDITS: NoCredits,
+    Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
+    Outcome.EVENT_ID_REUSED: EventIdReused,
+    Outcome.ACCOUNT_BUSY: Conflict,
+}
+_ACCEPTED = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_ACCEPTED)
+_DUPLICATE = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_DUPLICATE)
+
+
+class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
+    """The contract's methods in the contract's order."""
+
+    def __init__(self, service: UsageService, pages: PageTokens, clock: Clock) -> None:
+        self._service = service
+        self._pages = pages
+        self._clock = clock
+
+    async def OpenAccount(
+        self, request: usage_pb2.OpenAccountRequest, context: Context
+    ) -> usage_pb2.OpenAccountResponse:
+        balance = await self._service.open_account(UUID(request.user_id))
+        return usage_pb2.OpenAccountResponse(balance=_balance(balance))
+
+    async def GrantCredits(
+        self, request: usage_pb2.GrantCreditsRequest, context: Context
+    ) -> usage_pb2.GrantCreditsResponse:
+        grant, balance = await self._service.grant(UUID(request.user_id), _terms(request))
+        return usage_pb2.GrantCreditsResponse(grant=_grant(grant), balance=_balance(balance))
+
+    async def GetBalance(
+        self, request: usage_pb2.GetBalanceRequest, context: Context
+    ) -> usage_pb2.GetBalanceResponse:
+        balance = await self._service.get_balance(UUID(request.user_id))
+        return usage_pb2.GetBalanceResponse(balance=_balance(balance))
+
+    async def RecordUsage(
+        self, request: usage_pb2.RecordUsageRequest, context: Context
+    ) -> usage_pb2.RecordUsageResponse:
+        event = _event(request.event, self._clock.now())
+        result = (await self._service.record([event]))[0]
+        if result.outcome in _REFUSALS:
+            raise _refusal(event, result)
+        return usage_pb2.RecordUsageResponse(
+            duplicate=result.outcome is Outcome.DUPLICATE, available=result.available
+        )
+
+    async def RecordUsageBatch(
+        self, request: usage_pb2.RecordUsageBatchRequest, context: Context
+    ) -> usage_pb2.RecordUsageBatchResponse:
+        now = self._clock.now()
+        events: list[Event | Refusal] = []
+        for start in range(0, len(request.events), DECODE_AT_ONCE):
+            chunk = request.events[start : start + DECODE_AT_ONCE]
+            events.extend(_event_or_refusal(event, now) for event in chunk)
+            # A whole batch at once would keep the flush of the one before from going on.
+            await asyncio.sleep(0)
+        good = [event for event in events if isinstance(event, Event)]
+        recorded = iter(await self._service.record(good) if good else ())
+        return usage_pb2.RecordUsageBatchResponse(
+            results=[
+                _rejected(event) if isinstance(event, Refusal) else _result(event, next(recorded))
+                for event in events
+            ]
+        )
+
+    async def ListUsage(
+        self, request: usage_pb2.ListUsageRequest, context: Context
+    ) -> usage_pb2.ListUsageResponse:
+        start, end = read_time(request, "start_time"), read_time(request, "end_time")
+        scope = f"ListUsage:{request.user_id}:{start}:{end}"
+        before = None
+        if request.page_token:
+            time, event_id = self._pages.decode(request.page_token, scope)
+            before = (datetime.fromisoformat(time), UUID(event_id))
+        events, last = await self._service.list_usage(
+            user_id=UUID(request.user_id),
+            start=start,
+            end=end,
+            before=before,
+            limit=request.page_size or DEFAULT_PAGE,
+        )
+        token = self._pages.encode((last[0].isoformat(), str(last[1])), scope) if last else ""
+        return usage_pb2.ListUsageResponse(records=_records(events), next_page_token=token)
+
+
+def _event(event: usage_pb2.UsageEvent, now: datetime) -> Event:
+    event_id = parse_uuid(event.event_id)
+    time = uuid7_time(event_id)
+    if not domain.in_window(time, now):
+        raise EventTimeOutOfRange
+    return Event(event_id, parse_uuid(event.user_id), event.tool_name, event.credits, time)
+
+
+def _event_or_refusal(event: usage_pb2.UsageEvent, now: datetime) -> Event | Refusal:
+    try:
+        validate(event)
+        return _event(event, now)
+    except Refusal as refusal:
+        return refusal
+
+
+def _refusal(event: Event, result: Result) -> Refusal:
+    if result.outcome is Outcome.NO_CREDITS:
+        return NoCredits(metadata={"balance": str(result.available), "credits": str(event.credits)})
+    return _REFUSALS[result.outcome]()
+
+
+def _result(event: Event, result: Result) -> usage_pb2.UsageResult:
+    if result.outcome is Outcome.ACCEPTED:
+        return _ACCEPTED
+    if result.outcome is Outcome.DUPLICATE:
+        return _DUPLICATE
+    return _rejected(_refusal(event, result))
+
+
+def _rejected(refusal: Refusal) -> usage_pb2.UsageResult:
+    broken = "; ".join(f"{v.field}: {v.description}" for v in refusal.violations)
+    return usage_pb2.UsageResult(
+        outcome=usage_pb2.UsageResult.OUTCOME_REJECTED,
+        reason=refusal.reason,
+        message=broken or refusal.message,
+    )
+
+
+def _terms(request: usage_pb2.GrantCreditsRequest) -> Terms:
+    priority = request.priority if request.HasField("priority") else domain.DEFAULT_PRIORITY
+    category = _FROM_CATEGORY.get(request.category, Category.PROMOTIONAL)
+    return Terms(request.source, request.source_ref, request.amount, priority, category)
+
+
+def _balance(balance: Balance) -> usage_pb2.Balance:
+    return usage_pb2.Balance(
+        user_id=str(balance.user_id),
+        available=balance.available,
+        granted=balance.granted,
+        used=balance.used,
+        reserved=balance.reserved,
+        version=balance.version,
+    )
+
+
+def _grant(grant: Grant) -> usage_pb2.Grant:
+    return usage_pb2.Grant(
+        grant_id=str(grant.id),
+        user_id=str(grant.user_id),
+        amount=grant.terms.amount,
+        remaining=grant.remaining,
+        source=grant.terms.source,
+        source_ref=grant.terms.source_ref,
+        priority=grant.terms.priority,
+        category=_TO_CATEGORY[grant.terms.category],
+        create_time=to_timestamp(grant.created_at),
+    )
+
+
+def _records(events: Sequence[Event]) -> list[usage_pb2.UsageRecord]:
+    return [
+        usage_pb2.UsageRecord(
+            event_id=str(event.id),
+            tool_name=event.tool_name,
+            credits=event.credits,
+            event_time=to_timestamp(event.time),
+        )
+        for event in events
+    ]

@@ -1,0 +1,1 @@
+"""The commands of `finity`, a file per thing they are about."""

@@ -1,0 +1,84 @@
+"""Which TCP ports are free on this machine."""
+
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from suite.errors import SuiteError
+
+LOOPBACK = "127.0.0.1"
+_LISTEN = "0A"  # a state of /proc/net/tcp
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Whether a server could listen on the port now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int, host: str = LOOPBACK) -> bool:
+    """Whether somebody accepts connections on the port."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def is_listening(pid: int, port: int) -> bool:
+    """
+    Whether this very process listens on the port.
+
+    Two suites that start at once may both find a port free; the one that lost must
+    not take the other's answer for its own. Only Linux can tell; elsewhere True.
+    """
+    if sys.platform != "linux":
+        return True
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    try:
+        return any(str(fd.readlink()) in sockets for fd in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == _LISTEN and columns[1].endswith(f":{port:04X}"):
+                    yield columns[9]
+
+
+def free_port(remembered: int | None = None) -> int:
+    """Returns the remembered port while it is free, else any free one of the loopback."""
+    if remembered and is_free(remembered):
+        return remembered
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns so many different free ports of the loopback."""
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
+
+
+def require_free(port: int, host: str, setting: str) -> None:
+    """Raises SuiteError, naming the setting, if something listens on the port already."""
+    if not is_free(port, host):
+        raise SuiteError(
+            f"Port {port} of {host} is taken by another program (or the address is not this"
+            f" machine's); set {setting} to a free port, e.g. `{setting}={free_port()} make run`."
+        )

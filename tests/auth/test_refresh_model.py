@@ -1,0 +1,269 @@
+"""
+Sessions against a model: whatever is lost, repeated, stolen or late, in any order.
+
+The model is the rule in its own words; the service runs on real PostgreSQL.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from chassis.errors import Refusal
+from chassis.postgres import Database, open_database
+from services.auth import domain
+from services.auth.service import Tokens
+from services.auth.worker import sweep
+from tests.factories import (
+    POLICY,
+    REFRESH_KEY,
+    AuthRoom,
+    an_address,
+    at_once,
+    open_auth,
+    reason_of,
+)
+from tests.fakes import FakeClock
+from tests.running import PASSWORD
+
+T = TypeVar("T")
+TICK = timedelta(microseconds=1)
+EXAMPLES, STEPS = 60, 30
+JUMPS = [
+    TICK,
+    timedelta(seconds=1),
+    POLICY.grace,
+    POLICY.grace + TICK,
+    POLICY.reuse,
+    POLICY.reuse + TICK,
+    POLICY.access_token,
+    POLICY.idle - TICK,
+    POLICY.idle,
+]
+
+
+@dataclass(eq=False)
+class Model:
+    """What a session must be."""
+
+    id: UUID
+    expires: datetime
+    refreshed: datetime
+    counter: int = 0
+    ended: str = ""
+    swept: bool = False
+    answers: list[Tokens] = field(default_factory=list)
+
+    def present(self, number: int, now: datetime) -> str:
+        """Presents the token of a number; returns the reason it is refused for, or ""."""
+        if self.swept:
+            return "REFRESH_TOKEN_INVALID"
+        self._lapse(now)
+        if self.ended:
+            return f"SESSION_ENDED {self.ended}"
+        age = now - self.refreshed
+        if number > self.counter:
+            return "REFRESH_TOKEN_INVALID"
+        if number == self.counter:
+            self.counter, self.refreshed = self.counter + 1, now
+        elif age > (POLICY.reuse if number == self.counter - 1 else POLICY.grace):
+            self.ended = "refresh_token_replayed"
+            return "REFRESH_TOKEN_REPLAYED"
+        return ""
+
+    def _lapse(self, now: datetime) -> None:
+        if not self.ended and now >= self.expires:
+            self.ended = "expired"
+        if not self.ended and now - self.refreshed >= POLICY.idle:
+            self.ended = "idle"
+
+
+@dataclass
+class Bench:
+    """The room under test, and the loop it runs on."""
+
+    runner: asyncio.Runner
+    auth: AuthRoom
+    database: Database
+    clock: FakeClock
+    email: str
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+
+class Sessions(RuleBasedStateMachine):
+    """Clients that log in, lose answers, share tokens and have them stolen."""
+
+    sessions = Bundle[Model]("sessions")
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.models: list[Model] = []
+
+    @initialize(target=sessions)
+    def first_login(self) -> Model:
+        return self.open()
+
+    @rule(target=sessions)
+    def login(self) -> Model:
+        return self.open()
+
+    @rule(session=sessions, callers=st.integers(1, 4))
+    def refresh(self, session: Model, callers: int) -> None:
+        """Everybody who holds the current token uses it, some at once."""
+        self.present(session, session.counter, callers)
+
+    @rule(session=sessions, callers=st.integers(1, 4))
+    def retry_after_a_lost_answer(self, session: Model, callers: int) -> None:
+        """A client that never saw the successor comes back with the token before."""
+        self.present(session, max(session.counter - 1, 0), callers)
+
+    @rule(session=sessions, number=st.integers(0, 6), callers=st.integers(1, 3))
+    def replay(self, session: Model, number: int, callers: int) -> None:
+        """Somebody uses whatever token of the session, even one not issued yet."""
+        self.present(session, number, callers)
+
+    @rule(session=sessions)
+    def logout(self, session: Model) -> None:
+        self.bench.run(self.bench.auth.service.logout(session.id, by="user"))
+        session.ended = session.ended or "logout"
+
+    @rule(session=sessions)
+    def logout_while_refreshing(self, session: Model) -> None:
+        """Whichever comes first, the session is over when both have answered."""
+        service = self.bench.auth.service
+        token = domain.write_refresh_token(REFRESH_KEY, session.id, session.counter)
+
+        async def call(index: int) -> Tokens | None:
+            if index == 0:
+                return await service.refresh(token)
+            await service.logout(session.id, by="user")
+            return None
+
+        answer = self.bench.run(at_once(2, call))[0]
+        if isinstance(answer, Tokens):
+            assert session.present(session.counter, self.bench.clock.now()) == ""
+            session.answers.append(answer)
+        elif answer.metadata.get("end_reason") != "logout":
+            assert told(answer) == session.present(session.counter, self.bench.clock.now())
+        session.ended = session.ended or "logout"
+
+    @rule(jump=st.sampled_from(JUMPS))
+    def wait(self, jump: timedelta) -> None:
+        self.bench.clock.advance(seconds=jump.total_seconds())
+
+    @rule()
+    def sweep(self) -> None:
+        now = self.bench.clock.now()
+        self.bench.run(sweep(self.bench.database, self.bench.clock))
+        for session in self.models:
+            session.swept = session.swept or session.expires < now
+
+    @invariant()
+    def the_database_agrees(self) -> None:
+        """Counter and end of every session are the model's."""
+        rows = self.bench.run(self.stored())
+        for session in self.models:
+            expected = None if session.swept else (session.counter, session.ended)
+            assert rows.get(session.id) == expected
+
+    @invariant()
+    def access_tokens_agree(self) -> None:
+        """Each of the newest access tokens is good until its end or its session's."""
+        now = self.bench.clock.now().timestamp()
+        verify = self.bench.auth.verifier.verify
+        for session in self.models:
+            for tokens in session.answers[-3:]:
+                expected = "TOKEN_REVOKED" if session.ended else ""
+                if int(tokens.access_token_expires_at.timestamp()) <= now:
+                    expected = "TOKEN_EXPIRED"
+                assert self.bench.run(reason_of(verify(tokens.access_token))) == expected
+
+    def open(self) -> Model:
+        login = self.bench.auth.service.login(email=self.bench.email, password=PASSWORD, key=None)
+        tokens, _ = self.bench.run(login)
+        now = self.bench.clock.now()
+        session = Model(tokens.session.id, now + POLICY.absolute, now)
+        session.answers.append(tokens)
+        self.models.append(session)
+        return session
+
+    def present(self, session: Model, number: int, callers: int) -> None:
+        token = domain.write_refresh_token(REFRESH_KEY, session.id, number)
+        refresh = self.bench.auth.service.refresh
+        answers = self.bench.run(at_once(callers, lambda _: refresh(token)))
+        now = self.bench.clock.now()
+        expected = sorted(session.present(number, now) for _ in answers)
+        assert sorted(told(answer) for answer in answers) == expected
+        for answer in answers:
+            if isinstance(answer, Tokens):
+                assert answer.refresh_token == domain.write_refresh_token(
+                    REFRESH_KEY, session.id, session.counter
+                )
+                session.answers.append(answer)
+
+    async def stored(self) -> dict[UUID, tuple[int, str]]:
+        async with self.bench.database.connection() as conn:
+            rows = await conn.fetch(
+                "SELECT id, counter, coalesce(end_reason, '') AS ended FROM sessions"
+                " WHERE id = ANY($1)",
+                [session.id for session in self.models],
+            )
+        return {row["id"]: (row["counter"], row["ended"]) for row in rows}
+
+
+def told(answer: Tokens | Refusal) -> str:
+    """Returns what a caller learned: "", or the reason with the end it names."""
+    if isinstance(answer, Tokens):
+        return ""
+    return " ".join([answer.reason, *answer.metadata.values()])
+
+
+@contextlib.asynccontextmanager
+async def open_bench(runner: asyncio.Runner, database_url: str, clock: FakeClock) -> Any:
+    async with (
+        open_database(database_url, role="finity_auth", application="test") as database,
+        open_auth(database, clock) as auth,
+    ):
+        email = an_address()
+        await auth.service.register(email=email, password=PASSWORD, key=None)
+        yield Bench(runner, auth, database, clock, email)
+
+
+@pytest.fixture
+def bench(database_url: str, clock: FakeClock) -> Any:
+    with asyncio.Runner() as runner:
+        opened = open_bench(runner, database_url, clock)
+        yield runner.run(opened.__aenter__())
+        runner.run(opened.__aexit__(None, None, None))
+
+
+def test_sessions_obey_the_model(bench: Bench) -> None:
+    """No false logout, no surviving stolen token, no fork, over thousands of steps."""
+    run_state_machine_as_test(
+        lambda: Sessions(bench),  # type: ignore[arg-type]
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

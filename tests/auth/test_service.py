@@ -1,0 +1,371 @@
+"""Accounts, logins and roles, as use cases over a database of the test's own."""
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import jwt
+import pytest
+
+from chassis.errors import Code, Refusal
+from chassis.idempotency import KEPT, Key
+from chassis.ids import uuid7
+from chassis.postgres import Connection, Database
+from services.auth import store
+from services.auth.domain import Role, User
+from services.auth.errors import EmailAlreadyTaken, LastAdmin, LoginFailed
+from services.auth.worker import sweep
+from tests.factories import (
+    POLICY,
+    AuthRoom,
+    an_address,
+    at_once,
+    make_user,
+    open_auth,
+    reason_of,
+)
+from tests.fakes import FakeClock
+from tests.running import PASSWORD
+
+
+def a_key(method: str = "Register", *, key: str = "k", fingerprint: bytes = b"same") -> Key:
+    return Key("public", method, key, fingerprint)
+
+
+async def register(auth: AuthRoom, email: str = "", key: Key | None = None) -> User:
+    return await auth.service.register(email=email or an_address(), password=PASSWORD, key=key)
+
+
+async def fifty_register(auth: AuthRoom, email: str) -> list[Any]:
+    return await at_once(50, lambda _: register(auth, email))
+
+
+async def give_role(auth: AuthRoom, user: User, role: Role, key: Key | None = None) -> User:
+    return await auth.service.set_role(
+        user_id=user.id, role=role, reason="test", actor="service:test", key=key
+    )
+
+
+async def test_one_account_for_all_spellings(auth: AuthRoom) -> None:
+    """An address is trimmed, composed and lowered before it is stored or looked for."""
+    user = await register(auth, "  E\u0301va@Example.com ")
+    assert user.email == "\u00e9va@example.com"
+    with pytest.raises(EmailAlreadyTaken):
+        await register(auth, "\u00c9VA@example.com")
+    tokens, found = await auth.service.login(
+        email=" \u00c9va@EXAMPLE.com", password=PASSWORD, key=None
+    )
+    assert (found.id, tokens.session.user_id) == (user.id, user.id)
+
+
+async def test_fifty_registrations_make_one_account(auth: AuthRoom, owner: Connection) -> None:
+    """Of 50 callers who register one address at once, one gets it, in every round."""
+    for _ in range(5):
+        answers = await fifty_register(auth, an_address())
+        assert sum(isinstance(answer, User) for answer in answers) == 1
+        assert sum(isinstance(answer, EmailAlreadyTaken) for answer in answers) == 49
+    assert await owner.fetchval("SELECT count(*) FROM users") == 5
+    assert await owner.fetchval("SELECT count(*) FROM auth_outbox") == 5
+
+
+async def test_look_before_insert_would_make_fifty(
+    auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: without the unique constraint the same race makes several accounts."""
+    await owner.execute("ALTER TABLE users DROP CONSTRAINT users_email_key")
+    insert = store.insert_user
+
+    async def look_first(conn: Connection, *, email: str, **rest: Any) -> User:
+        if await store.find_login(conn, email):
+            raise EmailAlreadyTaken
+        await asyncio.sleep(0.05)
+        return await insert(conn, email=email, **rest)
+
+    monkeypatch.setattr(store, "insert_user", look_first)
+    await fifty_register(auth, an_address())
+    assert await owner.fetchval("SELECT count(*) FROM users") > 1
+
+
+async def test_a_registration_is_announced_in_its_own_transaction(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """The user and the event that announces it are one transaction's rows."""
+    user = await register(auth)
+    row = await owner.fetchrow(
+        "SELECT o.topic, o.payload->>'user_id' AS user_id, d.consumer, d.state,"
+        " u.xmin::text = o.xmin::text AND o.xmin::text = d.xmin::text AS together"
+        " FROM users u, auth_outbox o JOIN auth_deliveries d ON d.event_id = o.id"
+    )
+    assert tuple(row) == ("user_registered", str(user.id), "usage", "due", True)
+
+
+async def test_registering_again_with_the_key_is_the_same_account(auth: AuthRoom) -> None:
+    """The same key and request get the first answer again, alone or 50 at once."""
+    email, key = an_address(), a_key()
+    answers = await at_once(50, lambda _: register(auth, email, key))
+    assert answers == [answers[0]] * 50
+    assert await register(auth, email, key) == answers[0]
+
+
+async def test_a_key_is_bound_to_its_request(auth: AuthRoom) -> None:
+    """The same key with another request is refused, whatever the method."""
+    user = await register(auth, key=a_key())
+    other = a_key(fingerprint=b"other")
+    assert await reason_of(register(auth, key=other)) == "IDEMPOTENCY_KEY_REUSED"
+
+    def login(key: Key) -> Any:
+        return auth.service.login(email=user.email, password=PASSWORD, key=key)
+
+    await login(a_key("Login"))
+    again = login(a_key("Login", fingerprint=b"other"))
+    assert await reason_of(again) == "IDEMPOTENCY_KEY_REUSED"
+    await give_role(auth, user, Role.PRO, a_key("SetRole"))
+    again = give_role(auth, user, Role.FREE, a_key("SetRole", fingerprint=b"other"))
+    assert await reason_of(again) == "IDEMPOTENCY_KEY_REUSED"
+    assert (await auth.service.get_user(user.id)).role is Role.PRO
+
+
+async def test_a_refused_registration_leaves_the_key_free(auth: AuthRoom) -> None:
+    """What was refused was rolled back with its key: the key may be used again."""
+    taken = (await register(auth)).email
+    assert await reason_of(register(auth, taken, a_key())) == "EMAIL_ALREADY_TAKEN"
+    await register(auth, key=a_key(fingerprint=b"other"))
+
+
+async def test_a_login_opens_a_session(auth: AuthRoom, owner: Connection, clock: FakeClock) -> None:
+    """A login stamps last_login and gives tokens of a session that starts now."""
+    user = await register(auth)
+    clock.advance(hours=1)
+    tokens, found = await auth.service.login(email=user.email, password=PASSWORD, key=None)
+    assert found.last_login == clock.now()
+    assert await auth.service.get_user(user.id) == found
+    assert tokens.session.expires_at == clock.now() + POLICY.absolute
+    caller = await auth.verifier.verify(tokens.access_token)
+    assert (caller.user_id, caller.session_id, caller.role) == (user.id, tokens.session.id, "free")
+    jti = jwt.decode(tokens.access_token, options={"verify_signature": False})["jti"]
+    assert await owner.fetchval("SELECT access_token FROM sessions") == jti
+
+
+async def test_a_wrong_password_and_an_unknown_address_are_the_same(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """Both are refused with LOGIN_FAILED, equal in every part, and change nothing."""
+    user = await register(auth)
+    refusals = []
+    for email, password in ((user.email, "wrong horse"), (an_address(), PASSWORD)):
+        with pytest.raises(LoginFailed) as refused:
+            await auth.service.login(email=email, password=password, key=None)
+        refusals.append(refused.value)
+    one, other = refusals
+    assert (one.code, one.reason, one.metadata) == (other.code, other.reason, other.metadata)
+    assert (one.message, one.retry_after) == (other.message, other.retry_after)
+    assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
+    assert (await auth.service.get_user(user.id)).last_login is None
+
+
+async def test_an_account_without_a_password_cannot_log_in(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """No password fits an account that signs in elsewhere."""
+    user = await register(auth)
+    await owner.execute("UPDATE users SET password_hash = NULL")
+    login = auth.service.login(email=user.email, password=PASSWORD, key=None)
+    assert await reason_of(login) == "LOGIN_FAILED"
+
+
+async def test_a_login_with_the_key_again_is_the_same_session(
+    auth: AuthRoom, clock: FakeClock
+) -> None:
+    """A repeated login gets its session's tokens of now, also after a refresh."""
+    user = await register(auth)
+    key = a_key("Login")
+
+    def login() -> Any:
+        return auth.service.login(email=user.email, password=PASSWORD, key=key)
+
+    answers = await at_once(20, lambda _: login())
+    assert len({tokens.refresh_token for tokens, _ in answers}) == 1
+    assert {found.last_login for _, found in answers} == {clock.now()}
+    first = answers[0][0]
+    stamped = clock.now()
+    clock.advance(minutes=1)
+    refreshed = await auth.service.refresh(first.refresh_token)
+    tokens, found = await login()
+    assert tokens.refresh_token == refreshed.refresh_token
+    assert found.last_login == stamped
+
+
+@pytest.mark.parametrize(("days", "why"), [(0, "logout"), (30, "idle"), (90, "expired")])
+async def test_a_login_with_the_key_again_tells_that_its_session_ended(
+    auth: AuthRoom, clock: FakeClock, days: int, why: str
+) -> None:
+    """The key leads to its own session only; SESSION_ENDED says why that is over."""
+    user = await register(auth)
+    key = a_key("Login")
+    tokens, _ = await auth.service.login(email=user.email, password=PASSWORD, key=key)
+    if days == 0:
+        await auth.service.logout(tokens.session.id, by="user")
+    clock.advance(days=days)
+    with pytest.raises(Refusal) as refused:
+        await auth.service.login(email=user.email, password=PASSWORD, key=key)
+    assert (refused.value.code, refused.value.reason) == (Code.UNAUTHENTICATED, "SESSION_ENDED")
+    assert refused.value.metadata == {"end_reason": why}
+
+
+async def test_a_login_renews_an_outdated_hash(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """A hash of other parameters is replaced at login, once; the password still fits."""
+    user = await register(auth)
+    hashes = [await owner.fetchval("SELECT password_hash FROM users")]
+    async with open_auth(auth_database, clock, time_cost=2) as stricter:
+        for _ in range(2):
+            await stricter.service.login(email=user.email, password=PASSWORD, key=None)
+            hashes.append(await owner.fetchval("SELECT password_hash FROM users"))
+    assert ",t=1," in hashes[0]
+    assert ",t=2," in hashes[1]
+    assert hashes[2] == hashes[1]
+
+
+async def test_a_change_of_role_is_logged_in_its_own_transaction(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """The user's row and the admin log's are one transaction's; the log says who, what and why."""
+    user = await register(auth)
+    changed = await give_role(auth, user, Role.PRO)
+    assert (changed.role, changed.token_version) == (Role.PRO, 2)
+    row = await owner.fetchrow(
+        "SELECT l.actor, l.action, l.target_user_id, l.details::text,"
+        " u.xmin::text = l.xmin::text FROM users u, admin_logs l"
+    )
+    details = '{"to": "pro", "from": "free", "reason": "test"}'
+    assert tuple(row) == ("service:test", "set_role", user.id, details, True)
+
+
+async def test_no_role_changes_unlogged(
+    auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the log cannot be written, the role stays and no token ends."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("disk full")
+
+    user = await register(auth)
+    monkeypatch.setattr(store, "insert_admin_log", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        await give_role(auth, user, Role.PRO)
+    assert await auth.service.get_user(user.id) == user
+    assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 0
+    assert auth.announced == []
+
+
+async def test_the_same_role_again_changes_nothing(auth: AuthRoom, owner: Connection) -> None:
+    """Giving the role a user has ends no token and logs nothing."""
+    user = await register(auth)
+    assert await give_role(auth, user, Role.FREE) == user
+    assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 0
+
+
+async def test_a_role_with_the_key_again_is_changed_once(auth: AuthRoom, owner: Connection) -> None:
+    """50 calls with one key change the role once and all get the first answer."""
+    user = await register(auth)
+    key = a_key("SetRole")
+    answers = await at_once(50, lambda _: give_role(auth, user, Role.PRO, key))
+    assert answers == [answers[0]] * 50
+    assert answers[0].token_version == 2
+    assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 1
+
+
+async def test_nobody_has_no_role(auth: AuthRoom, clock: FakeClock) -> None:
+    """Who does not exist is USER_NOT_FOUND, to read or to change."""
+    assert await reason_of(auth.service.get_user(uuid4())) == "USER_NOT_FOUND"
+    nobody = User(uuid4(), "", Role.FREE, 1, clock.now(), None)
+    assert await reason_of(give_role(auth, nobody, Role.PRO)) == "USER_NOT_FOUND"
+
+
+async def test_the_last_administrator_stays(auth: AuthRoom) -> None:
+    """The only administrator keeps the role until there is another one."""
+    ada, bob = await register(auth), await register(auth)
+    await give_role(auth, ada, Role.ADMIN)
+    assert await reason_of(give_role(auth, ada, Role.FREE)) == "LAST_ADMIN"
+    await give_role(auth, bob, Role.ADMIN)
+    assert (await give_role(auth, ada, Role.FREE)).role is Role.FREE
+    assert await reason_of(give_role(auth, bob, Role.PRO)) == "LAST_ADMIN"
+
+
+async def demote_each_other(auth: AuthRoom, owner: Connection) -> tuple[list[Any], int]:
+    """Two administrators demote each other at once; returns the answers and who is left."""
+    pair = [await register(auth), await register(auth)]
+    for user in pair:
+        await give_role(auth, user, Role.ADMIN)
+    answers = await at_once(2, lambda index: give_role(auth, pair[index], Role.FREE))
+    left = await owner.fetchval("SELECT count(*) FROM users WHERE role = 'admin'")
+    await owner.execute("UPDATE users SET role = 'free'")
+    return answers, left
+
+
+async def test_two_administrators_cannot_demote_each_other(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """Of two demotions at once that would leave nobody, one is refused, in every round."""
+    for _ in range(20):
+        answers, left = await demote_each_other(auth, owner)
+        assert left == 1
+        assert sorted(type(answer).__name__ for answer in answers) == ["LastAdmin", "User"]
+
+
+async def test_without_the_lock_nobody_would_be_left(
+    auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: counting administrators without locking them demotes both."""
+    both_counted = asyncio.Barrier(2)
+
+    async def count_only(conn: Connection) -> list[UUID]:
+        rows = await conn.fetch("SELECT id FROM users WHERE role = 'admin' ORDER BY id")
+        if len(rows) == 2:
+            await both_counted.wait()
+        return [row["id"] for row in rows]
+
+    monkeypatch.setattr(store, "lock_admins", count_only)
+    answers, left = await demote_each_other(auth, owner)
+    assert left == 0
+    assert not any(isinstance(answer, LastAdmin) for answer in answers)
+
+
+async def test_a_locked_user_can_still_be_referred_to(
+    auth_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """While a role changes, sessions and events of that user need not wait."""
+    user = await make_user(owner, clock, role=Role.ADMIN)
+    await owner.execute("SET lock_timeout = '2s'")
+    async with auth_database.transaction() as conn:
+        assert await store.lock_admins(conn) == [user.id]
+        await store.lock_user(conn, user.id)
+        await owner.execute(
+            "INSERT INTO email_verifications (id, user_id, token, created_at, expires_at)"
+            " VALUES ($1, $2, 't', $3, $3)",
+            uuid7(clock.now()),
+            user.id,
+            clock.now(),
+        )
+
+
+async def test_the_sweeper_deletes_only_what_is_over(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """Sessions go after their lifetime and keys after 72 hours; users and logs stay."""
+    user = await register(auth, key=a_key())
+    await auth.service.login(email=user.email, password=PASSWORD, key=None)
+    ended, _ = await auth.service.login(email=user.email, password=PASSWORD, key=None)
+    await auth.service.logout(ended.session.id, by="user")
+    await give_role(auth, user, Role.PRO)
+    clock.advance(seconds=KEPT.total_seconds())
+    assert await sweep(auth_database, clock) == 0
+    clock.advance(microseconds=1)
+    assert await sweep(auth_database, clock) == 1
+    assert await owner.fetchval("SELECT count(*) FROM auth_idempotency_keys") == 0
+    assert await owner.fetchval("SELECT count(*) FROM sessions") == 2
+    clock.advance(days=90)
+    assert await sweep(auth_database, clock) == 2
+    for table in ("users", "admin_logs", "auth_outbox", "auth_deliveries", "signing_keys"):
+        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 1, table  # noqa: S608

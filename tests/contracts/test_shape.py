@@ -1,0 +1,86 @@
+"""The shape of the contracts: pages, idempotency, comments."""
+
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+
+from tests.contracts.descriptors import ROOMS, SERVICES, comments, elements, files
+
+READS = ("Get", "List", "Validate", "Search", "Check", "Export")
+# A mutating method without idempotency_key, and what makes it safe to repeat instead.
+CLIENT_IDS = {
+    "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
+    "Logout": ("", "the session of the token that makes the call is over after one call or two"),
+    "OpenAccount": ("user_id", "opening an open account changes nothing"),
+    "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
+    "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),
+    "RecordUsageBatch": ("events", "each event has its own event_id"),
+}
+
+
+def all_methods() -> list[MethodDescriptor]:
+    return [method for room in ROOMS for method in SERVICES[room].methods]
+
+
+def mutating() -> list[MethodDescriptor]:
+    return [method for method in all_methods() if not method.name.startswith(READS)]
+
+
+@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
+def test_a_list_is_read_in_pages(method: MethodDescriptor) -> None:
+    """A List method that can grow has page_size, page_token and next_page_token (AIP-158)."""
+    if not method.name.startswith("List") or method.name == "ListRevocations":
+        # Revocations are bounded by one access token's lifetime and read whole.
+        return
+    asked, answered = method.input_type.fields_by_name, method.output_type.fields_by_name
+    assert {"page_size", "page_token"} <= set(asked)
+    assert "next_page_token" in answered
+    assert any(field.is_repeated for field in method.output_type.fields)
+
+
+@pytest.mark.parametrize("method", mutating(), ids=lambda method: method.name)
+def test_what_changes_something_may_be_sent_twice(method: MethodDescriptor) -> None:
+    """A mutating method has idempotency_key, or is listed above with what stands for it."""
+    fields = method.input_type.fields_by_name
+    if "idempotency_key" in fields:
+        assert method.name not in CLIENT_IDS
+        return
+    field, why = CLIENT_IDS[method.name]
+    assert why
+    assert not field or field in fields
+
+
+def test_the_list_of_client_ids_is_current() -> None:
+    """No method is listed that is gone."""
+    assert set(CLIENT_IDS) <= {method.name for method in mutating()}
+
+
+@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
+def test_requests_and_responses_are_named_after_their_method(method: MethodDescriptor) -> None:
+    """Each method has a request and a response of its own, named as Buf has it."""
+    assert method.input_type.name == f"{method.name}Request"
+    assert method.output_type.name == f"{method.name}Response"
+
+
+@pytest.mark.parametrize("name", sorted(files()))
+def test_everything_is_commented(name: str) -> None:
+    """Every service, method, message, field, enum and value has a comment that is a sentence."""
+    file = files()[name]
+    said = comments(file)
+    bare = [element for path, element in elements(file) if not said.get(path, "").endswith(".")]
+    assert bare == []
+
+
+@pytest.mark.parametrize("name", sorted(files()))
+def test_required_and_bounded_fields_say_so(name: str) -> None:
+    """A request field says in its comment whether it may be left out."""
+    file = files()[name]
+    said = comments(file)
+    silent = []
+    for number, message in enumerate(file.message_type):
+        if not message.name.endswith("Request"):
+            continue
+        for index, field in enumerate(message.field):
+            comment = said.get((4, number, 2, index), "")
+            if not comment.startswith(("Required", "Optional", "A user's id, or")):
+                silent.append(f"{message.name}.{field.name}")
+    assert silent == []

@@ -1,0 +1,356 @@
+"""Ready-made people, rooms and processes; whatever a test does not name is valid."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from finity.usage.v1 import usage_pb2
+from grpc import aio
+
+from chassis import server
+from chassis.clock import Clock
+from chassis.errors import Refusal
+from chassis.ids import uuid7
+from chassis.postgres import Connection, Database
+from chassis.revocations import Revocations
+from chassis.tokens import TokenVerifier
+from services.auth import store as auth_store
+from services.auth.domain import Role, SessionPolicy, User
+from services.auth.keys import Signer, make_key, open_key
+from services.auth.passwords import Passwords
+from services.auth.service import Authority, AuthService
+from services.usage import store as usage_store
+from services.usage.domain import Category, Event, Grant, Terms
+from services.usage.service import UsageService
+from tests.running import SERVICE_KEY, refusal_of
+
+ROOT = Path(__file__).resolve().parent.parent
+ISSUER = "https://finity.test"
+SEALING_SECRET = hashlib.sha256(b"signing keys of the tests").digest()
+REFRESH_KEY = hashlib.sha256(b"refresh tokens of the tests").digest()
+POLICY = SessionPolicy(
+    access_token=timedelta(minutes=15),
+    idle=timedelta(days=30),
+    absolute=timedelta(days=90),
+    grace=timedelta(seconds=10),
+    reuse=timedelta(seconds=60),
+)
+
+
+@dataclass(slots=True)
+class AuthRoom:
+    """The auth room's parts without a server in front."""
+
+    service: AuthService
+    authority: Authority
+    verifier: TokenVerifier
+    signer: Signer
+    announced: list[Revocations] = field(default_factory=list)
+
+
+@contextlib.asynccontextmanager
+async def open_auth(
+    database: Database, clock: Clock, *, policy: SessionPolicy = POLICY, time_cost: int = 1
+) -> AsyncIterator[AuthRoom]:
+    """The auth room over a database; any number of them may share it."""
+    made = make_key(SEALING_SECRET)
+    async with database.transaction() as conn:
+        await auth_store.insert_signing_key(
+            conn, kid=made.kid, public_key=made.public_key, sealed=made.sealed, now=clock.now()
+        )
+        kid, sealed = await auth_store.get_signing_key(conn)
+    signer = open_key(SEALING_SECRET, kid, sealed, ISSUER)
+    authority = Authority(database, clock, policy.access_token)
+    verifier = TokenVerifier(authority, ISSUER, clock)
+    announced: list[Revocations] = []
+
+    async def announce(revoked: Revocations) -> None:
+        announced.append(revoked)
+        verifier.revoke(revoked)
+
+    passwords = Passwords(memory_kib=8, time_cost=time_cost, queue=1000)
+    service = AuthService(
+        database=database,
+        clock=clock,
+        passwords=passwords,
+        signer=signer,
+        verifier=verifier,
+        policy=policy,
+        refresh_key=REFRESH_KEY,
+        announce=announce,
+        wake_relay=lambda: None,
+    )
+    try:
+        yield AuthRoom(service, authority, verifier, signer, announced)
+    finally:
+        passwords.close()
+
+
+@contextlib.asynccontextmanager
+async def open_usage(
+    database: Database,
+    clock: Clock,
+    *,
+    signup_credits: int = 0,
+    flush_events: int = 4000,
+    queue_events: int = 50_000,
+) -> AsyncIterator[UsageService]:
+    """The usage room with its flusher running; any number of them may share a database."""
+    service = UsageService(
+        database=database,
+        clock=clock,
+        signup_credits=signup_credits,
+        flush_events=flush_events,
+        queue_events=queue_events,
+    )
+    await service.make_partitions()
+    async with server.background(service.meter.run):
+        yield service
+
+
+@contextlib.asynccontextmanager
+async def connect_owner(database_url: str) -> AsyncIterator[Connection]:
+    """A connection that may do everything; for looking at what the rooms wrote."""
+    connection = await asyncpg.connect(database_url.split("?", maxsplit=1)[0])
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def an_address() -> str:
+    """An address nobody has."""
+    return f"{secrets.token_hex(8)}@example.com"
+
+
+async def make_user(
+    conn: Connection, clock: Clock, *, email: str = "", role: Role = Role.FREE
+) -> User:
+    """Inserts a user who cannot log in."""
+    user = await auth_store.insert_user(
+        conn,
+        user_id=uuid7(clock.now()),
+        email=email or an_address(),
+        password_hash="none",
+        now=clock.now(),
+    )
+    if role is not Role.FREE:
+        user = await auth_store.set_role(conn, user.id, role, clock.now())
+    return user
+
+
+async def make_account(conn: Connection, clock: Clock, *, credits: int = 0) -> UUID:
+    """Inserts a user with an open account of exactly `credits`; returns the user's id."""
+    user = await make_user(conn, clock)
+    await usage_store.open_account(conn, user.id, clock.now())
+    if credits:
+        grant = make_grant(user.id, clock, amount=credits)
+        await usage_store.insert_grant(conn, grant)
+        await usage_store.add_granted(conn, grant, entry_id=uuid7(clock.now()))
+    return user.id
+
+
+def make_terms(
+    *,
+    source: str = "test",
+    source_ref: str = "start",
+    amount: int = 100,
+    priority: int = 50,
+    category: Category = Category.PROMOTIONAL,
+) -> Terms:
+    return Terms(source, source_ref, amount, priority, category)
+
+
+def make_grant(user_id: UUID, clock: Clock, **terms: Any) -> Grant:
+    """A grant yet to be stored; `terms` are those of make_terms."""
+    asked = make_terms(**terms)
+    return Grant(uuid7(clock.now()), user_id, asked, asked.amount, clock.now())
+
+
+def make_event(
+    user_id: UUID,
+    at: datetime,
+    *,
+    event_id: UUID | None = None,
+    credits: int = 1,
+    tool_name: str = "search",
+) -> Event:
+    """An event whose time is `at`, to the millisecond its id can carry."""
+    at = at.replace(microsecond=at.microsecond // 1000 * 1000)
+    return Event(event_id or uuid7(at), user_id, tool_name, credits, at)
+
+
+def to_wire(event: Event) -> usage_pb2.UsageEvent:
+    return usage_pb2.UsageEvent(
+        event_id=str(event.id),
+        user_id=str(event.user_id),
+        tool_name=event.tool_name,
+        credits=event.credits,
+    )
+
+
+async def reason_of(call: Awaitable[Any]) -> str:
+    """Awaits a use case; returns the reason it was refused for, "" if it was not."""
+    try:
+        await call
+    except Refusal as refusal:
+        return refusal.reason
+    return ""
+
+
+async def eventually(check: Callable[[], Awaitable[object]], *, seconds: float = 10) -> None:
+    """Repeats a check until it holds; TimeoutError after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await check():
+                return
+            await asyncio.sleep(0.02)
+
+
+async def answers_with(call: Awaitable[object], reason: str) -> bool:
+    """Tells whether a call is refused for a reason, or answered if that is ""."""
+    try:
+        await call
+    except aio.AioRpcError as error:
+        return refusal_of(error)[1] == reason
+    return reason == ""
+
+
+async def at_once(count: int, call: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    """Makes `count` calls behind one barrier; returns answers and refusals in order."""
+    barrier = asyncio.Barrier(count)
+
+    async def one(index: int) -> Any:
+        await barrier.wait()
+        try:
+            return await call(index)
+        except Refusal as refusal:
+            return refusal
+
+    return await asyncio.gather(*(one(index) for index in range(count)))
+
+
+async def ledger_faults(conn: Connection) -> Sequence[str]:
+    """Names every invariant of the credit ledger that some account breaks."""
+    return [name for name, query in _INVARIANTS.items() if await conn.fetchval(query)]
+
+
+# Each query finds something only where its invariant is broken.
+_INVARIANTS = {
+    "used = sum of use entries": """
+        SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(-sum(amount), 0)
+        FROM credit_entries e WHERE e.user_id = a.user_id AND kind = 'use') LIMIT 1""",
+    "used = sum of events": """
+        SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(sum(credits_used), 0)
+        FROM tool_usage u WHERE u.user_id = a.user_id) LIMIT 1""",
+    "used = sum of draws": """
+        SELECT true FROM credit_accounts a WHERE overdraft_limit = 0 AND used <> (
+        SELECT coalesce(sum(d.amount), 0) FROM credit_draws d JOIN credit_entries e
+        ON e.id = d.entry_id WHERE e.user_id = a.user_id) LIMIT 1""",
+    "used = sum of rollups": """
+        SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(sum(credits), 0)
+        FROM usage_rollups r WHERE r.user_id = a.user_id) LIMIT 1""",
+    "events = calls of rollups": """
+        SELECT true FROM credit_accounts a WHERE
+        (SELECT count(*) FROM tool_usage u WHERE u.user_id = a.user_id) <>
+        (SELECT coalesce(sum(calls), 0) FROM usage_rollups r WHERE r.user_id = a.user_id)
+        LIMIT 1""",
+    "granted = sum of grants": """
+        SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(amount), 0)
+        FROM credit_grants g WHERE g.user_id = a.user_id) LIMIT 1""",
+    "granted = sum of grant entries": """
+        SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(amount), 0)
+        FROM credit_entries e WHERE e.user_id = a.user_id AND kind = 'grant') LIMIT 1""",
+    "remaining = amount - draws": """
+        SELECT true FROM credit_grants g WHERE remaining <> amount - (
+        SELECT coalesce(sum(amount), 0) FROM credit_draws d WHERE d.grant_id = g.id) LIMIT 1""",
+    "an entry = its draws": """
+        SELECT true FROM credit_entries e JOIN credit_accounts USING (user_id)
+        WHERE kind = 'use' AND overdraft_limit = 0 AND -amount <> (
+        SELECT coalesce(sum(amount), 0) FROM credit_draws d WHERE d.entry_id = e.id) LIMIT 1""",
+    "an entry = its events": """
+        SELECT true FROM credit_entries e WHERE kind = 'use' AND -amount <> (
+        SELECT coalesce(sum(credits_used), 0) FROM tool_usage u WHERE u.entry_id = e.id
+        AND u.user_id = e.user_id) LIMIT 1""",
+    "an event that costs has an entry": """
+        SELECT true FROM tool_usage WHERE (credits_used > 0) AND entry_id IS NULL LIMIT 1""",
+    "balance_after is the running sum": """
+        SELECT true FROM (SELECT balance_after, sum(amount) OVER (
+        PARTITION BY user_id ORDER BY version) AS running FROM credit_entries) AS chain
+        WHERE balance_after <> running LIMIT 1""",
+    "versions have no gap": """
+        SELECT true FROM (SELECT version, row_number() OVER (
+        PARTITION BY user_id ORDER BY version) AS place FROM credit_entries) AS chain
+        WHERE version <> place LIMIT 1""",
+    "the account has the last version": """
+        SELECT true FROM credit_accounts a WHERE version <> (SELECT coalesce(max(version), 0)
+        FROM credit_entries e WHERE e.user_id = a.user_id) LIMIT 1""",
+}
+
+
+@dataclass(slots=True)
+class Process:
+    """A service as its own process."""
+
+    child: asyncio.subprocess.Process
+    port: int
+
+    async def kill(self) -> None:
+        """Ends it at once, without a chance to finish anything (SIGKILL)."""
+        with contextlib.suppress(ProcessLookupError):
+            self.child.kill()
+        await self.child.communicate()
+
+    async def finish(self) -> tuple[int, str]:
+        """Waits for its end; returns the exit code and what it wrote to stderr."""
+        _, stderr = await self.child.communicate()
+        assert self.child.returncode is not None
+        return self.child.returncode, stderr.decode()
+
+
+async def start_process(
+    room: str,
+    database_url: str,
+    redis_url: str,
+    variables: Mapping[str, str],
+    *,
+    port: int = 0,
+) -> Process:
+    """Starts `python -m services.<room>`; `variables` are of its environment."""
+    environment: Mapping[str, str] = {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "gen")]),
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        f"FINITY_{room.upper()}_PORT": str(port),
+        "FINITY_SERVICE_KEYS": _service_keys(),
+        "FINITY_SERVICE_KEY": SERVICE_KEY,
+        "FINITY_ARGON2_MEMORY_KIB": "8",
+        "FINITY_ARGON2_TIME_COST": "1",
+        **variables,
+    }
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"services.{room}",
+        cwd=ROOT,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    return Process(child, port)
+
+
+def _service_keys() -> str:
+    return f'{{"test": ["{hashlib.sha256(SERVICE_KEY.encode()).hexdigest()}"]}}'

@@ -1,0 +1,52 @@
+"""Ports: free or taken, and by whom."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from suite import addresses, ports
+from suite.errors import SuiteError
+
+
+def test_a_taken_port_is_refused_with_the_setting_to_change() -> None:
+    with socket.create_server((ports.LOOPBACK, 0)) as squatter:
+        port = squatter.getsockname()[1]
+        with pytest.raises(SuiteError, match=f"Port {port} .* set FINITY_AUTH_PORT to a free"):
+            ports.require_free(port, ports.LOOPBACK, "FINITY_AUTH_PORT")
+        assert ports.free_port(port) != port
+    assert ports.free_port(port) == port
+
+
+def test_free_ports_differ() -> None:
+    assert len(set(ports.free_ports(20))) == 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux tells who listens.")
+def test_who_listens_is_known() -> None:
+    with socket.create_server((ports.LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+        other = subprocess.Popen(["/bin/sleep", "60"])
+        try:
+            assert ports.is_listening(os.getpid(), port)
+            assert not ports.is_listening(other.pid, port)
+        finally:
+            other.kill()
+            other.wait()
+    assert not ports.is_listening(os.getpid(), port)
+
+
+def test_a_setting_that_is_no_port_is_refused() -> None:
+    with pytest.raises(SuiteError, match="FINITY_USAGE_PORT must be a port"):
+        addresses.from_environment({"FINITY_USAGE_PORT": "70000"})
+
+
+def test_zero_takes_a_free_port_and_switches_metrics_off() -> None:
+    found = addresses.from_environment(
+        {"FINITY_AUTH_PORT": "0", "FINITY_AUTH_METRICS_PORT": "0", "FINITY_HOST": "::"}
+    )
+    assert ports.is_free(found.ports["FINITY_AUTH_PORT"])
+    assert found.ports["FINITY_AUTH_METRICS_PORT"] == 0
+    assert found.environment()["FINITY_AUTH_ADDRESS"].startswith("127.0.0.1:")

@@ -1,0 +1,236 @@
+"""The usage room's SQL; every test is rolled back."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from chassis.ids import uuid7
+from chassis.postgres import Connection
+from services.usage import store
+from services.usage.domain import Category, Draw, Event
+from services.usage.errors import BalanceLimit, UserNotFound
+from tests.factories import ledger_faults, make_account, make_event, make_grant, make_user
+from tests.fakes import FakeClock
+
+MOST = 10**15
+
+
+async def write(conn: Connection, clock: FakeClock, events: list[Event]) -> None:
+    """Writes events that cost nothing, in the month's partitions."""
+    times = [event.time for event in events]
+    await store.make_partitions(conn, min(times), max(times))
+    await store.write_flush(conn, store.Flush(events, {}), clock.now())
+
+
+async def test_an_account_opens_once(conn: Connection, clock: FakeClock) -> None:
+    """Opening an open account leaves it as it is; one of nobody is USER_NOT_FOUND."""
+    user_id = await make_account(conn, clock, credits=7)
+    await store.open_account(conn, user_id, clock.now())
+    balance = await store.get_balance(conn, user_id)
+    assert balance is not None
+    assert (balance.granted, balance.available, balance.version) == (7, 7, 1)
+    assert await store.get_balance(conn, uuid4()) is None
+    with pytest.raises(UserNotFound):
+        await store.open_account(conn, uuid4(), clock.now())
+
+
+async def test_accounts_are_locked_in_one_order(conn: Connection, clock: FakeClock) -> None:
+    """lock_accounts returns open accounts only, by user id."""
+    user_ids = [await make_account(conn, clock) for _ in range(5)]
+    locked = await store.lock_accounts(conn, [*reversed(user_ids), uuid4()])
+    assert list(locked) == sorted(user_ids)
+
+
+async def test_a_grant_is_stored_once(conn: Connection, clock: FakeClock) -> None:
+    """A second grant of the same source and source_ref is not stored; another user's is."""
+    ada, bob = await make_account(conn, clock), await make_account(conn, clock)
+    grant = make_grant(ada, clock, source_ref="invoice-1", category=Category.PAID)
+    assert await store.insert_grant(conn, grant)
+    assert not await store.insert_grant(conn, make_grant(ada, clock, source_ref="invoice-1"))
+    assert await store.insert_grant(conn, make_grant(bob, clock, source_ref="invoice-1"))
+    assert await store.find_grant(conn, ada, "test", "invoice-1") == grant
+
+
+async def test_an_account_has_a_limit(conn: Connection, clock: FakeClock) -> None:
+    """An account holds up to 10^15 granted credits; one more is BALANCE_LIMIT."""
+    user_id = await make_account(conn, clock)
+    await conn.execute("UPDATE credit_accounts SET granted = $1", MOST - 1)
+    for source_ref in ("a", "b"):
+        grant = make_grant(user_id, clock, source_ref=source_ref, amount=1)
+        await store.insert_grant(conn, grant)
+        if source_ref == "a":
+            full = await store.add_granted(conn, grant, entry_id=uuid7(clock.now()))
+            assert full.granted == MOST
+        else:
+            with pytest.raises(BalanceLimit):
+                await store.add_granted(conn, grant, entry_id=uuid7(clock.now()))
+
+
+async def test_grants_burn_in_order(conn: Connection, clock: FakeClock) -> None:
+    """Lower priority first, then sooner expiry, promotional before paid, older first."""
+    user_id = await make_account(conn, clock)
+    wanted = [
+        (10, 9, Category.PAID),
+        (50, 1, Category.PAID),
+        (50, 2, Category.PROMOTIONAL),
+        (50, None, Category.PROMOTIONAL),
+        (50, None, Category.PAID),
+        (90, 1, Category.PROMOTIONAL),
+    ]
+    grants: list[UUID] = []
+    for index, (priority, days, category) in reversed(list(enumerate(wanted))):
+        clock.advance(seconds=1)
+        grant = make_grant(
+            user_id, clock, source_ref=str(index), priority=priority, category=category
+        )
+        await store.insert_grant(conn, grant)
+        if days:
+            await conn.execute(
+                "UPDATE credit_grants SET expires_at = $2 WHERE id = $1",
+                grant.id,
+                clock.now() + timedelta(days=days),
+            )
+        grants.insert(0, grant.id)
+    empty = make_grant(user_id, clock, source_ref="empty", priority=0)
+    voided = make_grant(user_id, clock, source_ref="voided", priority=0)
+    for grant in (empty, voided):
+        await store.insert_grant(conn, grant)
+    await conn.execute(
+        "UPDATE credit_grants SET remaining = 0, depleted_at = $2 WHERE id = $1",
+        empty.id,
+        clock.now(),
+    )
+    await conn.execute(
+        "UPDATE credit_grants SET voided_at = $2 WHERE id = $1", voided.id, clock.now()
+    )
+    burnable = await store.burnable_grants(conn, [user_id])
+    assert burnable == {user_id: [(grant_id, 100) for grant_id in grants]}
+
+
+async def test_a_flush_is_written_whole(conn: Connection, clock: FakeClock) -> None:
+    """Events, account, entry, draws, grants and rollups of a flush agree."""
+    user_id = await make_account(conn, clock, credits=10)
+    events = [make_event(user_id, clock.now(), credits=cost) for cost in (1, 0, 2)]
+    (grant,) = (await store.burnable_grants(conn, [user_id]))[user_id]
+    entry_id = uuid7(clock.now())
+    flush = store.Flush(
+        events, {user_id: entry_id}, [(entry_id, user_id, 3, 7, 2)], [(entry_id, Draw(grant[0], 3))]
+    )
+    await store.make_partitions(conn, clock.now(), clock.now())
+    await store.write_flush(conn, flush, clock.now())
+    assert await ledger_faults(conn) == []
+    balance = await store.get_balance(conn, user_id)
+    assert balance is not None
+    assert (balance.used, balance.available, balance.version) == (3, 7, 2)
+    found = await store.find_events(conn, [event.id for event in events])
+    assert sorted(found, key=lambda event: event.id) == sorted(events, key=lambda event: event.id)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE credit_accounts SET used = granted + 1",
+        "UPDATE credit_accounts SET reserved = granted + 1",
+        "UPDATE credit_accounts SET granted = -1, overdraft_limit = 5",
+        "UPDATE credit_accounts SET used = -1",
+        "UPDATE credit_grants SET remaining = -1",
+        "UPDATE credit_grants SET remaining = amount + 1",
+    ],
+)
+async def test_the_database_refuses_a_negative_account(
+    conn: Connection, clock: FakeClock, change: str
+) -> None:
+    """Even SQL written by hand cannot overdraw an account or a grant."""
+    await make_account(conn, clock, credits=10)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await conn.execute(change)
+
+
+async def test_an_account_has_one_entry_a_version(conn: Connection, clock: FakeClock) -> None:
+    """Two writers that read the same version cannot both write."""
+    user_id = await make_account(conn, clock, credits=10)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await conn.execute(
+            "INSERT INTO credit_entries (id, user_id, kind, amount, balance_after, version,"
+            " created_at) VALUES ($1, $2, 'use', -1, 9, 1, $3)",
+            uuid7(clock.now()),
+            user_id,
+            clock.now(),
+        )
+
+
+async def test_usage_is_listed_by_key(conn: Connection, clock: FakeClock) -> None:
+    """Events come newest first within [start, end), from just before a key."""
+    user_id = await make_account(conn, clock)
+    other = await make_account(conn, clock)
+    events: list[Event] = []
+    for _ in range(6):
+        events.insert(0, make_event(user_id, clock.now(), credits=0))
+        clock.advance(seconds=1)
+    await write(conn, clock, [*events, make_event(other, clock.now(), credits=0)])
+
+    async def listed(
+        start: datetime | None = None,
+        end: datetime | None = None,
+        before: tuple[datetime, UUID] | None = None,
+    ) -> list[Event]:
+        return await store.list_usage(
+            conn, user_id=user_id, start=start, end=end, before=before, limit=4
+        )
+
+    assert await listed() == events[:4]
+    assert await listed(before=(events[3].time, events[3].id)) == events[4:]
+    assert await listed(start=events[1].time) == events[:2]
+    assert await listed(end=events[3].time) == events[4:]
+    assert await listed(start=events[3].time, end=events[1].time) == events[2:4]
+
+
+async def test_one_instant_has_its_order(conn: Connection, clock: FakeClock) -> None:
+    """Events of one millisecond are told apart by their ids: no gap, no repeat."""
+    user_id = await make_account(conn, clock)
+    events = [make_event(user_id, clock.now(), credits=0) for _ in range(5)]
+    await write(conn, clock, events)
+    listed: list[Event] = []
+    before = None
+    for _ in events:
+        listed += await store.list_usage(
+            conn, user_id=user_id, start=None, end=None, before=before, limit=1
+        )
+        before = (listed[-1].time, listed[-1].id)
+    assert listed == sorted(events, key=lambda event: event.id, reverse=True)
+
+
+async def test_partitions_are_made_once(conn: Connection, clock: FakeClock) -> None:
+    """Partitions cover the months of both instants and all between, over the turn of a year."""
+    first, last = clock.now() - timedelta(days=300), clock.now() + timedelta(days=300)
+    months = 12 * (last.year - first.year) + last.month - first.month + 1
+    there = await conn.fetchval(
+        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'tool_usage'::regclass"
+    )
+    assert await store.make_partitions(conn, first, last) == months - there
+    assert await store.make_partitions(conn, first, last) == 0
+    assert await store.make_partitions(conn, last, last + timedelta(days=31)) == 1
+
+
+async def test_an_event_is_in_the_partition_of_its_month(
+    conn: Connection, clock: FakeClock
+) -> None:
+    """The first and the last millisecond of a month are in its partition."""
+    user_id = (await make_user(conn, clock)).id
+    month = clock.now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    end = (month + timedelta(days=31)).replace(day=1) - timedelta(milliseconds=1)
+    await write(conn, clock, [make_event(user_id, time, credits=0) for time in (month, end)])
+    names = await conn.fetch("SELECT DISTINCT tableoid::regclass::text AS name FROM tool_usage")
+    assert [row["name"] for row in names] == [f"tool_usage_{month:%Y_%m}"]
+
+
+async def test_a_month_without_a_partition_is_no_silent_loss(
+    conn: Connection, clock: FakeClock
+) -> None:
+    """There is no catch-all partition: an event of a month that was not made is an error."""
+    user_id = (await make_user(conn, clock)).id
+    event = make_event(user_id, datetime(2040, 1, 1, tzinfo=UTC), credits=0)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await store.write_flush(conn, store.Flush([event], {}), clock.now())
