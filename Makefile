@@ -2,6 +2,9 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 PYTEST ?=
+HAVE_PYTHON = command -v $(PYTHON) >/dev/null || { \
+	echo "Finity needs Python 3.11 or newer and there is no $(PYTHON) here; name one with" \
+	"\`make PYTHON=/path/to/python3 ...\`." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check proto migrate demo bench setup setup-dev clean
@@ -41,9 +44,11 @@ bench: setup-dev ## measure this machine, side by side with a FastAPI peer
 	@$(RUN) -m benchmarks
 
 setup: ## install what `make run` needs into .venv
+	@$(HAVE_PYTHON)
 	@$(PYTHON) suite/bootstrap.py requirements-embedded.txt
 
 setup-dev: ## install what tests and checks need as well
+	@$(HAVE_PYTHON)
 	@$(PYTHON) suite/bootstrap.py requirements-dev.txt
 
 clean: ## delete .venv, caches and the development data of .finity

@@ -9,6 +9,7 @@ with FINITY_ENV=production a service refuses to start on any of them.
 import hashlib
 import hmac
 import json
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,6 +29,8 @@ DEVELOPMENT_REDIS = "redis://localhost:6379"
 DEVELOPMENT_SECRET = "development-secret-not-for-production"  # noqa: S105
 DEVELOPMENT_KEY = "development-key-not-for-production"
 MINIMUM_SECRET_LENGTH = 32
+# Three spellings of the same Redis database.
+_DATABASE_0 = re.compile(r"/0?$")
 
 # The ports a developer finds the rooms on; one block, in the order of the README.
 ROOM_PORTS = {"auth": 50051, "billing": 50052, "usage": 50053, "referrals": 50054, "content": 50055}
@@ -105,10 +108,12 @@ class ServiceSettings(BaseSettings):
             raise ValueError("FINITY_SECRET still has its development value")
         if len(self.secret.get_secret_value()) < MINIMUM_SECRET_LENGTH:
             raise ValueError(f"FINITY_SECRET needs at least {MINIMUM_SECRET_LENGTH} characters")
-        if urlsplit(self.database_url.get_secret_value()).password == "finity_password":  # noqa: S105
+        if is_development_database(self.database_url.get_secret_value()):
             raise ValueError("DATABASE_URL still has the development password")
-        if self.redis_url.get_secret_value() == DEVELOPMENT_REDIS:
+        if _DATABASE_0.sub("", self.redis_url.get_secret_value()) == DEVELOPMENT_REDIS:
             raise ValueError("REDIS_URL still has its development value")
+        if self.service_key.get_secret_value().endswith(f"_{DEVELOPMENT_KEY}"):
+            raise ValueError("FINITY_SERVICE_KEY is still a development key")
         for name, digests in self.service_keys.items():
             published = f"fsk_{name}_{DEVELOPMENT_KEY}".encode()
             if hashlib.sha256(published).hexdigest() in digests:
@@ -119,6 +124,11 @@ class ServiceSettings(BaseSettings):
         """Returns 32 bytes for one purpose, so that no two uses share a key."""
         secret = self.secret.get_secret_value().encode()
         return hmac.digest(secret, f"finity:{purpose}".encode(), hashlib.sha256)
+
+
+def is_development_database(url: str) -> bool:
+    """Tells whether a DATABASE_URL has the password that the development stack publishes."""
+    return urlsplit(url).password == urlsplit(DEVELOPMENT_DATABASE).password
 
 
 def load(kind: type[S], **overrides: Any) -> S:

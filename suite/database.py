@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from chassis import migrate
+from chassis.settings import is_development_database
 from suite import credentials, state
+from suite.errors import SuiteError
 from suite.postgres import EmbeddedPostgres
 from suite.rooms import ROOMS
 from suite.supervisor import RUN_RECORD
@@ -22,9 +24,21 @@ def url_in_use(directory: Path, environment: Mapping[str, str]) -> str:
     return ""
 
 
+def require_own_database(environment: Mapping[str, str]) -> None:
+    """Raises SuiteError, naming DATABASE_URL, in production without a database of its own."""
+    if environment.get("FINITY_ENV") != "production":
+        return
+    url = environment.get("DATABASE_URL", "")
+    if not url:
+        raise SuiteError("FINITY_ENV=production needs DATABASE_URL; there is no embedded database.")
+    if is_development_database(url):
+        raise SuiteError("FINITY_ENV=production: DATABASE_URL still has the development password.")
+
+
 @contextlib.contextmanager
 def reachable_url(directory: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """The same, or the embedded PostgreSQL, started for as long as it is needed."""
+    require_own_database(environment)
     url = url_in_use(directory, environment)
     if url:
         yield url

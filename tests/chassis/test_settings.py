@@ -6,6 +6,7 @@ import pytest
 
 from chassis.settings import (
     DEVELOPMENT_DATABASE,
+    DEVELOPMENT_KEY,
     DEVELOPMENT_REDIS,
     DEVELOPMENT_SECRET,
     ServiceSettings,
@@ -108,6 +109,8 @@ def test_production_starts_on_values_of_its_own(monkeypatch: pytest.MonkeyPatch)
         ("DATABASE_URL", DEVELOPMENT_DATABASE),
         ("DATABASE_URL", "postgresql://other:finity_password@db/finity_db"),
         ("REDIS_URL", DEVELOPMENT_REDIS),
+        ("REDIS_URL", f"{DEVELOPMENT_REDIS}/0"),
+        ("FINITY_SERVICE_KEY", f"fsk_usage_{DEVELOPMENT_KEY}"),
     ],
 )
 def test_production_refuses_development_values(variable: str, value: str) -> None:
