@@ -14,13 +14,14 @@ from typing import Generic, TypeVar
 
 from prometheus_client import Gauge, Histogram
 
-from chassis.errors import Refusal
-from chassis.refusals import Conflict, Overloaded
+from chassis.refusals import Conflict, DatabaseUnavailable, Overloaded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ATTEMPTS = 3
+# What a flush is refused for whoever is in it; anything else may be the fault of one caller.
+_EVERYBODYS = (Conflict, DatabaseUnavailable, Overloaded)
 RETRY_AFTER = 0.5
 
 WAITING = Gauge("finity_group_commit_waiting", "Items waiting for a flush.", ["queue"])
@@ -99,12 +100,10 @@ class GroupCommit(Generic[Item, Result]):
     async def _settle(self, tickets: list[_Ticket[Item, Result]]) -> None:
         try:
             await self._write(tickets)
-        except Refusal as refusal:
-            for ticket in tickets:
-                _refuse(ticket, refusal)
         except Exception as error:  # noqa: BLE001 - one caller's item must not sink the others
-            if len(tickets) == 1:
-                _refuse(tickets[0], error)
+            if len(tickets) == 1 or isinstance(error, _EVERYBODYS):
+                for ticket in tickets:
+                    _refuse(ticket, error)
                 return
             half = len(tickets) // 2
             await self._settle(tickets[:half])

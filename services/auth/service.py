@@ -1,5 +1,6 @@
 """The use cases of accounts and sessions; each opens the one transaction it needs."""
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from chassis.tokens import TokenVerifier
 from services.auth import domain, store
 from services.auth.domain import EndReason, Role, Session, SessionPolicy, User, Verdict
 from services.auth.errors import (
+    HashingBusy,
     LastAdmin,
     LoginFailed,
     RefreshTokenInvalid,
@@ -158,7 +160,9 @@ class AuthService:
             raise LoginFailed
         new_hash = None
         if self._passwords.outdated(hashed):
-            new_hash = await self._passwords.hash(password)
+            # Where there is no time for a new hash, the next login makes it.
+            with contextlib.suppress(HashingBusy):
+                new_hash = await self._passwords.hash(password)
         now = self._clock.now()
         session = Session(uuid7(now), user.id, 0, now, now + self._policy.absolute, now)
         token_id = str(uuid4())
@@ -166,7 +170,11 @@ class AuthService:
         async with self._database.transaction() as conn:
 
             async def effect() -> UUID:
-                await store.record_login(conn, user.id, now=now, new_hash=new_hash)
+                # Another password may have been set since this one was verified.
+                if not await store.record_login(
+                    conn, user.id, verified=hashed, new_hash=new_hash, now=now
+                ):
+                    raise LoginFailed
                 await store.insert_session(
                     conn,
                     session,

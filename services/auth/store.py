@@ -72,15 +72,22 @@ async def list_users(
 
 
 async def record_login(
-    conn: Connection, user_id: UUID, *, now: datetime, new_hash: str | None
-) -> None:
-    """Stamps the login and, when the hash's parameters changed, stores the new hash."""
-    await conn.execute(
-        "UPDATE users SET last_login = $2, password_hash = coalesce($3, password_hash)"
-        " WHERE id = $1",
-        user_id,
-        now,
-        new_hash,
+    conn: Connection, user_id: UUID, *, verified: str, new_hash: str | None, now: datetime
+) -> bool:
+    """
+    Stamps the login and, when the hash's parameters changed, stores the new hash.
+
+    False, and nothing is written, if the hash that was verified is not the account's any more.
+    """
+    return bool(
+        await conn.fetchval(
+            "UPDATE users SET last_login = $2, password_hash = coalesce($3, password_hash)"
+            " WHERE id = $1 AND password_hash = $4 RETURNING true",
+            user_id,
+            now,
+            new_hash,
+            verified,
+        )
     )
 
 

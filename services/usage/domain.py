@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
@@ -113,14 +114,15 @@ def settle(
     events: Sequence[Event],
     accounts: Mapping[UUID, Balance],
     recorded: Iterable[Event],
-    busy: frozenset[UUID] = frozenset(),
+    busy: Mapping[UUID, Balance] = MappingProxyType({}),
 ) -> Settlement:
     """
     Decides every event of a flush, in order.
 
-    `accounts` are locked, `busy` are users whose account somebody else holds,
-    `recorded` are the events of these ids that exist already. An event is
-    accepted when its credits fit into what is left after those accepted before it.
+    `accounts` are locked, `busy` are those somebody else holds, as they were a
+    moment ago: good for telling a balance, not for spending it. `recorded` are the
+    events of these ids that exist already. An event is accepted when its credits
+    fit into what is left after those accepted before it.
     """
     settlement = Settlement()
     known = {event.id: event for event in recorded}
@@ -134,8 +136,10 @@ def settle(
             left[event.user_id] -= event.credits
             settlement.accepted.append(event)
             settlement.spent[event.user_id] += event.credits
-        account = accounts.get(event.user_id)
-        available = left[event.user_id] - account.overdraft_limit if account else 0
+        if event.user_id in accounts:
+            available = left[event.user_id] - accounts[event.user_id].overdraft_limit
+        else:
+            available = busy[event.user_id].available if event.user_id in busy else 0
         settlement.results.append(Result(outcome, available))
     return settlement
 

@@ -128,7 +128,7 @@ class UsageService:
     async def _flush_locked(self, events: Sequence[Event], *, wait: bool) -> Sequence[Result]:
         now = self._clock.now()
         users = {event.user_id for event in events}
-        busy: frozenset[UUID] = frozenset()
+        busy: dict[UUID, Balance] = {}
         try:
             async with self._database.transaction(lock_ms=FLUSH_LOCK_MS) as conn:
                 if wait:

@@ -61,8 +61,8 @@ async def lock_accounts(conn: Connection, user_ids: Iterable[UUID]) -> dict[UUID
 
 async def lock_free_accounts(
     conn: Connection, user_ids: Iterable[UUID]
-) -> tuple[dict[UUID, Balance], frozenset[UUID]]:
-    """Locks the accounts nobody else holds; returns them and the users of the others."""
+) -> tuple[dict[UUID, Balance], dict[UUID, Balance]]:
+    """Locks the accounts nobody else holds; returns them, and the others as they stand."""
     users = list(user_ids)
     rows = await conn.fetch(
         f"SELECT {_ACCOUNT} FROM credit_accounts WHERE user_id = ANY($1::uuid[])"
@@ -71,9 +71,10 @@ async def lock_free_accounts(
     )
     free = {row["user_id"]: _balance(row) for row in rows}
     opened = await conn.fetch(
-        "SELECT user_id FROM credit_accounts WHERE user_id = ANY($1::uuid[])", users
+        f"SELECT {_ACCOUNT} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", users
     )
-    return free, frozenset(row["user_id"] for row in opened) - free.keys()
+    held = {row["user_id"]: _balance(row) for row in opened if row["user_id"] not in free}
+    return free, held
 
 
 async def insert_grant(conn: Connection, grant: Grant) -> bool:

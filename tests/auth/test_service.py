@@ -13,7 +13,8 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.auth import store
 from services.auth.domain import Role, User
-from services.auth.errors import EmailAlreadyTaken, LastAdmin, LoginFailed
+from services.auth.errors import EmailAlreadyTaken, HashingBusy, LastAdmin, LoginFailed
+from services.auth.passwords import Passwords
 from services.auth.worker import sweep
 from tests.factories import (
     POLICY,
@@ -225,6 +226,44 @@ async def test_a_login_renews_an_outdated_hash(
     assert ",t=1," in hashes[0]
     assert ",t=2," in hashes[1]
     assert hashes[2] == hashes[1]
+
+
+async def test_a_password_changed_during_a_login_stays_changed(
+    auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who verified the password of before gets no session, and no old hash comes back."""
+    user = await register(auth)
+    verify = Passwords.verify
+
+    async def verify_then_reset(passwords: Passwords, password: str, hashed: str | None) -> bool:
+        fits = await verify(passwords, password, hashed)
+        await owner.execute("UPDATE users SET password_hash = 'the new one'")
+        return fits
+
+    monkeypatch.setattr(Passwords, "verify", verify_then_reset)
+    login = auth.service.login(email=user.email, password=PASSWORD, key=None)
+    assert await reason_of(login) == "LOGIN_FAILED"
+    assert await owner.fetchval("SELECT password_hash FROM users") == "the new one"
+    assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
+
+
+async def test_a_login_that_cannot_renew_its_hash_in_time_is_a_login(
+    auth: AuthRoom,
+    auth_database: Database,
+    owner: Connection,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The password fits: a busy hasher leaves the renewal to the next login."""
+    user = await register(auth)
+
+    async def busy(*_: object) -> str:
+        raise HashingBusy
+
+    async with open_auth(auth_database, clock, time_cost=2) as stricter:
+        monkeypatch.setattr(Passwords, "hash", busy)
+        await stricter.service.login(email=user.email, password=PASSWORD, key=None)
+    assert ",t=1," in await owner.fetchval("SELECT password_hash FROM users")
 
 
 async def test_a_change_of_role_is_logged_in_its_own_transaction(

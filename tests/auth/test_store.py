@@ -95,16 +95,21 @@ async def test_users_are_listed_by_key(conn: Connection, clock: FakeClock) -> No
 
 
 async def test_a_login_is_stamped(conn: Connection, clock: FakeClock) -> None:
-    """A login sets last_login, and the hash only if there is a new one."""
+    """A login sets last_login and a new hash, if the verified one is still the account's."""
     user = await make_user(conn, clock)
-    await store.record_login(conn, user.id, now=clock.now(), new_hash=None)
+    first = clock.now()
+    assert await store.record_login(conn, user.id, verified="none", new_hash=None, now=first)
     found = await store.find_login(conn, user.email)
     assert found is not None
     assert (found[0].last_login, found[1]) == (clock.now(), "none")
-    await store.record_login(conn, user.id, now=clock.now(), new_hash="new")
+    later = first + TICK
+    assert await store.record_login(conn, user.id, verified="none", new_hash="new", now=later)
+    assert not await store.record_login(
+        conn, user.id, verified="none", new_hash="stale", now=later + TICK
+    )
     found = await store.find_login(conn, user.email)
     assert found is not None
-    assert found[1] == "new"
+    assert (found[0].last_login, found[1]) == (later, "new")
 
 
 async def test_a_new_role_is_a_new_version(conn: Connection, clock: FakeClock) -> None:

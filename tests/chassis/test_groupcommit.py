@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from chassis.groupcommit import ATTEMPTS, RETRY_AFTER, GroupCommit
-from chassis.refusals import Conflict, DatabaseUnavailable, Overloaded
+from chassis.refusals import Conflict, DatabaseUnavailable, InvalidRequest, Overloaded
 
 POISON = -1
 
@@ -160,6 +160,24 @@ async def test_a_refused_flush_refuses_all_its_callers() -> None:
         answers = await asyncio.gather(*calls_made, return_exceptions=True)
     assert all(isinstance(answer, DatabaseUnavailable) for answer in answers)
     assert calls == 1
+
+
+async def test_a_refusal_that_one_item_earned_is_its_own() -> None:
+    """A refusal that is not about the database as a whole does not reach the neighbours."""
+    flushes = Flushes()
+    write = flushes.flush
+
+    async def refuse_three(items: Sequence[int]) -> Sequence[str]:
+        if 3 in items:
+            raise InvalidRequest
+        return await write(items)
+
+    flushes.flush = refuse_three  # type: ignore[method-assign]
+    async with running(flushes) as queue:
+        calls = (queue.submit([number]) for number in range(5))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers.pop(3), InvalidRequest)
+    assert answers == [[f"done {number}"] for number in (0, 1, 2, 4)]
 
 
 async def test_who_gave_up_before_the_flush_is_not_written() -> None:

@@ -325,11 +325,22 @@ async def test_a_page_token_is_bound_to_its_filters(house: House, clock: FakeClo
 async def test_a_full_queue_is_refused(
     database_url: str, redis_url: str, transport: str, clock: FakeClock
 ) -> None:
-    """More events than may wait are OVERLOADED; a batch that cannot fit is refused whole."""
-    async with open_house(database_url, redis_url, transport, clock, queue_events=5) as house:
-        person = await house.person(credits=10)
-        events = [an_event(person, clock) for _ in range(6)]
-        request = usage_pb2.RecordUsageBatchRequest(events=events)
-        call = house.usage.RecordUsageBatch(request, metadata=house.service)
-        assert await refusal(call) == (StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert (await balance(house, person)).used == 0
+    """More events than may wait are OVERLOADED; a batch that does not fit is refused whole."""
+    async with open_house(database_url, redis_url, transport, clock, queue_events=1000) as house:
+        person = await house.person(credits=20_000)
+
+        async def record_batch() -> tuple[StatusCode, str] | None:
+            events = [an_event(person, clock) for _ in range(1000)]
+            request = usage_pb2.RecordUsageBatchRequest(events=events)
+            try:
+                await house.usage.RecordUsageBatch(request, metadata=house.service)
+            except aio.AioRpcError as error:
+                return refusal_of(error)
+            return None
+
+        answers = await asyncio.gather(*(record_batch() for _ in range(20)))
+        refused = [answer for answer in answers if answer is not None]
+        assert set(refused) == {(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")}
+        accepted = len(answers) - len(refused)
+        assert accepted
+        assert (await balance(house, person)).used == 1000 * accepted

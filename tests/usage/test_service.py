@@ -14,7 +14,7 @@ import pytest
 from chassis.postgres import Connection, Database
 from chassis.refusals import Overloaded
 from services.usage import domain, store
-from services.usage.domain import Balance, Category, Event, Outcome
+from services.usage.domain import Balance, Category, Event, Outcome, Result
 from services.usage.service import UsageService
 from tests.factories import (
     at_once,
@@ -208,11 +208,15 @@ async def test_a_held_account_holds_up_nobody_else(
 ) -> None:
     """While somebody holds an account its events are told to come back; others are metered."""
     held, free = [await make_account(owner, clock, credits=10) for _ in range(2)]
+    known = make_event(held, clock.now(), credits=4)
+    await usage.record([known])
     events = [make_event(user_id, clock.now()) for user_id in (held, free)]
     async with owner.transaction():
         await store.lock_accounts(owner, [held])
         outcomes = [result.outcome for result in await usage.record(events)]
         assert outcomes == [Outcome.ACCOUNT_BUSY, Outcome.ACCEPTED]
+        # What was recorded before needs no lock to be told, with the balance as it stands.
+        assert await usage.record([known]) == [Result(Outcome.DUPLICATE, available=6)]
     assert await settled(usage, events) == [Outcome.ACCEPTED, Outcome.DUPLICATE]
     assert await ledger_faults(owner) == []
 
