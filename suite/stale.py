@@ -28,8 +28,10 @@ def started_at(pid: int) -> str | None:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
+        if fields[0] in "ZX" and not _has_threads(pid):
+            return None
         # The time counts from the boot, and the record outlives it.
-        return None if fields[0] in "ZX" else f"{fields[_START_TIME_FIELD]}{_boot()}"
+        return f"{fields[_START_TIME_FIELD]}{_boot()}"
     listed = subprocess.run(  # noqa: S603 - a number
         ["ps", "-o", "lstart=", "-p", str(pid)],  # noqa: S607 - /bin on BSD and macOS
         capture_output=True,
@@ -71,6 +73,14 @@ def _signal(process: Record, number: int) -> None:
     # PermissionError: it runs as another user, who alone can end it.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(int(process["pid"]), number)
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether threads of a dead process are still ending: until then its ports stay taken."""
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
+    except OSError:
+        return False
 
 
 def _boot() -> str:

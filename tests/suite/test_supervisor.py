@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from suite import stale, state
+from suite import ports, stale, state
 from suite.errors import SuiteError
 from suite.processes import Child
 from suite.supervisor import GRACE, RUN_RECORD, Supervisor, Tier
@@ -23,6 +23,16 @@ def python(name: str, code: str, lines: list[str]) -> Child:
         [sys.executable, "-c", code],
         output=lambda who, line: lines.append(f"{who}: {line}"),
     )
+
+
+LISTENS_WITH_THREADS = """
+import socket, threading
+server = socket.create_server(("127.0.0.1", 0))
+for _ in range(12):
+    threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
+print(server.getsockname()[1], flush=True)
+threading.Event().wait()
+"""
 
 
 def shell(name: str, script: str) -> Child:
@@ -215,3 +225,13 @@ def test_a_second_holder_of_the_folder_is_refused_and_the_lock_dies_with_its_hol
     assert not state.is_locked(directory)
     with state.locked(directory):
         assert state.holder(directory) == str(os.getpid())
+
+
+def test_a_process_is_gone_only_when_its_ports_are_free(directory: Path) -> None:
+    """A killed process whose first thread is dead may hold its ports while the others end."""
+    for _ in range(8):
+        with holding(directory, LISTENS_WITH_THREADS) as (process, line):
+            process.kill()
+            while stale.started_at(process.pid) is not None:
+                pass
+            assert ports.is_free(int(line))
