@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 3
 # What a flush is refused for whoever is in it; anything else may be the fault of one caller.
-_EVERYBODYS = (Conflict, DatabaseUnavailable, Overloaded)
+_EVERYBODYS = (Conflict, DatabaseUnavailable)
 RETRY_AFTER = 0.5
 
 WAITING = Gauge("finity_group_commit_waiting", "Items waiting for a flush.", ["queue"])
