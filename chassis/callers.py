@@ -8,6 +8,7 @@ token. Both come as `authorization: Bearer …` (RFC 6750 section 2.1).
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Protocol
 from uuid import UUID
@@ -46,6 +47,10 @@ class Caller:
     user_id: UUID | None = None
     session_id: UUID | None = None
     role: str = ""
+    acr: str = ""
+    """How strongly a user is authenticated; the token's "acr" claim."""
+    auth_time: datetime | None = None
+    """When a user last proved who it is."""
 
     @property
     def key(self) -> str:

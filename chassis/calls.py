@@ -1,11 +1,13 @@
 """The call being answered, for whatever runs inside it: logs, idempotency, outgoing calls."""
 
+import ipaddress
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from chassis.callers import Caller
 from chassis.contract import Method
@@ -27,6 +29,8 @@ class Call:
     caller: Caller
     ends: float
     """Monotonic time by which the answer must be ready."""
+    address: Callable[[], str | None] = lambda: None
+    """Returns the IP address of the client, None if unknown; see caller_address."""
 
     def remaining(self) -> float:
         """Seconds left."""
@@ -47,6 +51,36 @@ def request_id(metadata: Mapping[str, object]) -> str:
     if isinstance(given, str) and _REQUEST_ID.fullmatch(given):
         return given
     return os.urandom(16).hex()
+
+
+def caller_address(peer: str, metadata: Mapping[str, object]) -> str | None:
+    """
+    Returns the client's IP address, in its one spelling.
+
+    The last hop of x-forwarded-for, which our own gateway appended, is believed
+    from loopback and private networks alone; anybody else is who it connects as.
+    """
+    direct = _ip(_peer_host(peer))
+    if direct is not None and not (direct.is_loopback or direct.is_private):
+        return str(direct)
+    forwarded = _ip(str(metadata.get("x-forwarded-for", "")).rpartition(",")[2].strip())
+    found = forwarded or direct
+    return str(found) if found else None
+
+
+def _peer_host(peer: str) -> str:
+    """Returns the host of gRPC's "ipv4:127.0.0.1:1234", "ipv6:[::1]:1234" or "host:port"."""
+    host = unquote(peer).removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")[0]
+    return host.strip("[]")
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 _current: ContextVar[Call] = ContextVar("finity_call")

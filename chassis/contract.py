@@ -98,8 +98,8 @@ def _method(service: ServiceDescriptor, descriptor: MethodDescriptor) -> Method:
         raise ContractError(
             f"{path} has no access rule: add (finity.options.v1.access) to its proto."
         )
-    if descriptor.client_streaming or descriptor.server_streaming:
-        raise ContractError(f"{path} is a stream, which the chassis does not serve yet.")
+    if descriptor.client_streaming:
+        raise ContractError(f"{path} takes a stream, which the chassis does not serve yet.")
     _compile_rules(descriptor.input_type, set())
     return Method(
         path=path,

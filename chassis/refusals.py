@@ -114,6 +114,12 @@ class Conflict(Aborted):
     reason, domain = "CONFLICT", "finity"
 
 
+class TooManyAttempts(ResourceExhausted):
+    """Too many attempts have failed; come back after the delay given."""
+
+    reason, domain = "TOO_MANY_ATTEMPTS", "finity"
+
+
 class MethodUnknown(Refusal):
     """No service here has this method."""
 

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -148,7 +149,13 @@ class TokenVerifier:
                 user_id=UUID(claims["sub"]),
                 session_id=UUID(claims["sid"]),
                 role=str(claims["role"]),
+                acr=str(claims.get("acr", "")),
+                auth_time=_time(claims.get("auth_time")),
             )
             return _Verified(caller, kid, int(claims["ver"]), float(claims["exp"]))
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CredentialsInvalid from error
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -20,24 +20,29 @@ from grpc import aio
 from chassis import server
 from chassis.clock import Clock
 from chassis.errors import Refusal
+from chassis.idempotency import Key
 from chassis.ids import uuid7
+from chassis.limits import Limit, Limits
 from chassis.postgres import Connection, Database
 from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
-from services.auth import store as auth_store
-from services.auth.domain import Role, SessionPolicy, User
+from services.auth.domain.sessions import Means, SessionPolicy
+from services.auth.domain.users import Role, User
 from services.auth.keys import Signer, make_key, open_key
 from services.auth.passwords import Passwords
-from services.auth.service import Authority, AuthService
+from services.auth.service.accounts import AccountService
+from services.auth.service.authority import Authority
+from services.auth.service.room import Guesses, Room
+from services.auth.service.sessions import SessionService, Tokens
+from services.auth.store import signing_keys, users
 from services.usage import store as usage_store
 from services.usage.domain import Category, Event, Grant, Terms
 from services.usage.service import UsageService
-from tests.running import SERVICE_KEY, refusal_of
+from tests.running import PASSWORD, SERVICE_KEY, refusal_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ISSUER = "https://finity.test"
 SEALING_SECRET = hashlib.sha256(b"signing keys of the tests").digest()
-REFRESH_KEY = hashlib.sha256(b"refresh tokens of the tests").digest()
 POLICY = SessionPolicy(
     access_token=timedelta(minutes=15),
     idle=timedelta(days=30),
@@ -47,11 +52,31 @@ POLICY = SessionPolicy(
 )
 
 
+# How a test logs in that does not care how.
+MEANS = Means(("pwd",))
+
+
+def derive(purpose: str) -> bytes:
+    """Keys of the tests, one a purpose, as ServiceSettings.derive makes them."""
+    return hashlib.sha256(f"tests:{purpose}".encode()).digest()
+
+
+# As the settings have it by default.
+GUESSES = Guesses(
+    pair=Limit("pair", free=5, first=1.0, longest=900.0),
+    account=Limit("account", free=20, first=1.0, longest=60.0),
+    address=Limit("address", free=50, first=1.0, longest=900.0),
+)
+REFRESH_KEY = derive("refresh-tokens")
+
+
 @dataclass(slots=True)
 class AuthRoom:
     """The auth room's parts without a server in front."""
 
-    service: AuthService
+    room: Room
+    accounts: AccountService
+    sessions: SessionService
     authority: Authority
     verifier: TokenVerifier
     signer: Signer
@@ -60,15 +85,20 @@ class AuthRoom:
 
 @contextlib.asynccontextmanager
 async def open_auth(
-    database: Database, clock: Clock, *, policy: SessionPolicy = POLICY, time_cost: int = 1
+    database: Database,
+    clock: Clock,
+    *,
+    policy: SessionPolicy = POLICY,
+    time_cost: int = 1,
+    guesses: Guesses = GUESSES,
 ) -> AsyncIterator[AuthRoom]:
     """The auth room over a database; any number of them may share it."""
     made = make_key(SEALING_SECRET)
     async with database.transaction() as conn:
-        await auth_store.insert_signing_key(
+        await signing_keys.insert_signing_key(
             conn, kid=made.kid, public_key=made.public_key, sealed=made.sealed, now=clock.now()
         )
-        kid, sealed = await auth_store.get_signing_key(conn)
+        kid, sealed = await signing_keys.get_signing_key(conn)
     signer = open_key(SEALING_SECRET, kid, sealed, ISSUER)
     authority = Authority(database, clock, policy.access_token)
     verifier = TokenVerifier(authority, ISSUER, clock)
@@ -79,19 +109,21 @@ async def open_auth(
         verifier.revoke(revoked)
 
     passwords = Passwords(memory_kib=8, time_cost=time_cost, queue=1000)
-    service = AuthService(
+    room = Room(
         database=database,
         clock=clock,
         passwords=passwords,
         signer=signer,
-        verifier=verifier,
         policy=policy,
-        refresh_key=REFRESH_KEY,
+        limits=Limits(),
+        guesses=guesses,
+        derive=derive,
         announce=announce,
         wake_relay=lambda: None,
     )
     try:
-        yield AuthRoom(service, authority, verifier, signer, announced)
+        sessions = SessionService(room, verifier)
+        yield AuthRoom(room, AccountService(room), sessions, authority, verifier, signer, announced)
     finally:
         passwords.close()
 
@@ -128,6 +160,11 @@ async def connect_owner(database_url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
+async def log_in(auth: AuthRoom, email: str, *, key: Key | None = None) -> tuple[Tokens, User]:
+    """Opens a session with the password everybody has."""
+    return await auth.sessions.login(email=email, password=PASSWORD, means=MEANS, key=key)
+
+
 def an_address() -> str:
     """An address nobody has."""
     return f"{secrets.token_hex(8)}@example.com"
@@ -137,7 +174,7 @@ async def make_user(
     conn: Connection, clock: Clock, *, email: str = "", role: Role = Role.FREE
 ) -> User:
     """Inserts a user who cannot log in."""
-    user = await auth_store.insert_user(
+    user = await users.insert_user(
         conn,
         user_id=uuid7(clock.now()),
         email=email or an_address(),
@@ -145,7 +182,7 @@ async def make_user(
         now=clock.now(),
     )
     if role is not Role.FREE:
-        user = await auth_store.set_role(conn, user.id, role, clock.now())
+        user = await users.set_role(conn, user.id, role, clock.now())
     return user
 
 

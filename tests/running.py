@@ -14,8 +14,10 @@ from finity.usage.v1 import usage_pb2, usage_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc import StatusCode, aio
 from grpc_status import rpc_status
+from pydantic import SecretStr
 
 from chassis.clock import Clock
+from chassis.settings import DEVELOPMENT_SECRET
 from services.auth import config as auth_config
 from services.auth.__main__ import composed as compose_auth
 from services.usage import config as usage_config
@@ -49,6 +51,7 @@ class House:
     usage_channel: aio.Channel
     service: Metadata
     """Metadata of an internal service."""
+    database_url: str
 
     async def person(self, *, credits: int = 0, role: int = auth_pb2.ROLE_FREE) -> Person:
         """Registers and logs in somebody new, with an account of exactly `credits`."""
@@ -92,6 +95,8 @@ async def open_house(
         "argon2_memory_kib": 8,
         "argon2_time_cost": 1,
         "signup_credits": 0,
+        # Everybody is at one address here.
+        "guesses_per_address": 1_000_000,
         **overrides,
     }
     async with contextlib.AsyncExitStack() as stack:
@@ -112,7 +117,13 @@ async def open_house(
             auth_channel,
             usage_channel,
             bearer(SERVICE_KEY),
+            database_url,
         )
+
+
+def derive(purpose: str) -> bytes:
+    """Keys as the running rooms derive them, to read what they send to people."""
+    return auth_config.Settings(secret=SecretStr(DEVELOPMENT_SECRET)).derive(purpose)
 
 
 def bearer(token: str) -> Metadata:

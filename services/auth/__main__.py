@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-from finity.auth.v1 import auth_pb2, auth_pb2_grpc
 from redis.asyncio import Redis
 
 from chassis import logs, migrate, server
 from chassis.callers import Authenticator
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
+from chassis.limits import Limits
 from chassis.outbox import Relay
 from chassis.postgres import open_database
 from chassis.revocations import Revocations
@@ -22,11 +22,12 @@ from chassis.wakeups import announce
 from services.auth.config import Settings
 from services.auth.passwords import Passwords
 from services.auth.peers import Usage
-from services.auth.rpc import AuthServicer
-from services.auth.service import ROOM, USAGE, Authority, AuthService, open_signer
+from services.auth.rpc import CONTRACTS, add_servicers
+from services.auth.service.accounts import USAGE
+from services.auth.service.authority import Authority, open_signer
+from services.auth.service.room import ROOM, Room
 from services.auth.worker import sweep_forever
 
-CONTRACT = auth_pb2.DESCRIPTOR.services_by_name["AuthService"]
 MIGRATIONS = migrate.Room(ROOM, Path(__file__).parent / "migrations")
 
 
@@ -53,11 +54,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         redis = Redis.from_url(settings.redis_url.get_secret_value(), socket_connect_timeout=1)
         stack.push_async_callback(redis.aclose)
-        channel = open_channel(
-            settings.usage_address,
-            settings.service_key.get_secret_value(),
-            settings.default_deadline,
-        )
+        key, deadline = settings.service_key.get_secret_value(), settings.default_deadline
+        channel = open_channel(settings.usage_address, key, deadline)
         stack.push_async_callback(channel.close)
         authority = Authority(database, clock, policy.access_token)
         verifier = TokenVerifier(authority, settings.issuer, clock)
@@ -73,21 +71,21 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             verifier.revoke(revoked)
             await announce(redis)
 
-        service = AuthService(
+        room = Room(
             database=database,
             clock=clock,
             passwords=passwords,
             signer=signer,
-            verifier=verifier,
             policy=policy,
-            refresh_key=settings.derive("refresh-tokens"),
+            limits=Limits(),
+            guesses=settings.guesses(),
+            derive=settings.derive,
             announce=announce_revoked,
             wake_relay=relay.wake,
         )
-        servicer = AuthServicer(service, authority, settings.derive)
         authenticator = Authenticator(settings.service_keys, verifier)
-        grpc = server.Server(settings, ROOM, authenticator, [CONTRACT])
-        auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, grpc.grpc)
+        grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
+        add_servicers(grpc.grpc, room, verifier, authority)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis), relay.run, partial(sweep_forever, database, clock)

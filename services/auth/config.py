@@ -4,8 +4,10 @@ from datetime import timedelta
 
 from pydantic import Field
 
+from chassis.limits import Limit
 from chassis.settings import ROOM_PORTS, ServiceSettings
-from services.auth.domain import SessionPolicy
+from services.auth.domain.sessions import SessionPolicy
+from services.auth.service.room import Guesses
 
 
 class Settings(ServiceSettings):
@@ -32,6 +34,21 @@ class Settings(ServiceSettings):
     argon2_time_cost: int = Field(2, ge=1)
     argon2_queue: int = Field(256, ge=1)
     """Passwords that may wait to be hashed; more are refused with HASHING_BUSY."""
+
+    guesses_per_pair: int = Field(5, ge=1)
+    """Wrong passwords for one account from one address before each further one costs a wait."""
+    guesses_per_account: int = Field(20, ge=1)
+    """The same for one account, from wherever."""
+    guesses_per_address: int = Field(50, ge=1)
+    """The same from one address, for whatever account."""
+
+    def guesses(self) -> Guesses:
+        """Returns how fast passwords and codes may be guessed."""
+        return Guesses(
+            pair=Limit("pair", free=self.guesses_per_pair, first=1.0, longest=900.0),
+            account=Limit("account", free=self.guesses_per_account, first=1.0, longest=60.0),
+            address=Limit("address", free=self.guesses_per_address, first=1.0, longest=900.0),
+        )
 
     def session_policy(self) -> SessionPolicy:
         """Returns the lifetimes as the domain's rules take them."""

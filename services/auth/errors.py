@@ -55,3 +55,9 @@ class HashingBusy(ResourceExhausted):
     """Too many passwords wait to be checked for this call's deadline; come back after the delay."""
 
     reason = "HASHING_BUSY"
+
+
+class StepUpRequired(Unauthenticated):
+    """This needs a fresh proof of who you are; authenticate again and repeat the call."""
+
+    reason = "STEP_UP_REQUIRED"

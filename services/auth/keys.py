@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from chassis.server import StartupError
 from chassis.tokens import ALGORITHM, AUDIENCE
-from services.auth.domain import Session, User
+from services.auth.domain.sessions import Session
+from services.auth.domain.users import User
 
 _NONCE_BYTES = 12
 _KID_BYTES = 9
@@ -51,6 +52,9 @@ class Signer:
             "sid": str(session.id),
             "role": user.role.value,
             "ver": user.token_version,
+            "acr": session.acr.value,
+            "amr": list(session.amr),
+            "auth_time": int(session.auth_time.timestamp()),
             "iat": int(now.timestamp()),
             "exp": int(expires.timestamp()),
             "jti": token_id,

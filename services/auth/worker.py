@@ -8,8 +8,8 @@ from chassis import idempotency
 from chassis.clock import Clock
 from chassis.errors import Refusal
 from chassis.postgres import Database
-from services.auth import store
-from services.auth.service import KEYS
+from services.auth.service.room import KEYS
+from services.auth.store import sessions
 
 SWEEP_SECONDS = 600.0
 # Between two batches, so that a large backlog does not crowd out calls.
@@ -32,5 +32,5 @@ async def sweep(database: Database, clock: Clock) -> int:
     """Deletes one batch of each; returns how many rows went."""
     now = clock.now()
     async with database.transaction() as conn:
-        sessions = await store.delete_old_sessions(conn, now)
-        return sessions + await idempotency.forget(conn, KEYS, now)
+        deleted = await sessions.delete_old_sessions(conn, now)
+        return deleted + await idempotency.forget(conn, KEYS, now)

@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.auth import domain
-from services.auth.domain import EndReason, Session, Verdict
+from services.auth.domain.sessions import (
+    EndReason,
+    Session,
+    Verdict,
+    digest,
+    judge_reuse,
+    over,
+    read_refresh_token,
+    write_refresh_token,
+)
+from services.auth.domain.users import normalise_email
 from tests.factories import POLICY, REFRESH_KEY
 
 START = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -30,57 +39,57 @@ TICK = timedelta(microseconds=1)
 )
 def test_an_address_has_one_form(text: str, normal: str) -> None:
     """Spaces around, letter case and Unicode composition make no other address."""
-    assert domain.normalise_email(text) == normal
+    assert normalise_email(text) == normal
 
 
 @given(st.text(max_size=40))
 def test_normalising_again_changes_nothing(text: str) -> None:
     """The normal form of a normal form is itself."""
-    once = domain.normalise_email(text)
-    assert domain.normalise_email(once) == once
+    once = normalise_email(text)
+    assert normalise_email(once) == once
 
 
 @given(st.uuids(), st.integers(0, 2**31 - 1))
 def test_a_refresh_token_reads_back(session_id: UUID, counter: int) -> None:
     """A refresh token says its session and counter, and is the same text every time."""
-    token = domain.write_refresh_token(REFRESH_KEY, session_id, counter)
-    assert token == domain.write_refresh_token(REFRESH_KEY, session_id, counter)
-    assert domain.read_refresh_token(REFRESH_KEY, token) == (session_id, counter)
-    assert domain.read_refresh_token(bytes(32), token) is None
+    token = write_refresh_token(REFRESH_KEY, session_id, counter)
+    assert token == write_refresh_token(REFRESH_KEY, session_id, counter)
+    assert read_refresh_token(REFRESH_KEY, token) == (session_id, counter)
+    assert read_refresh_token(bytes(32), token) is None
 
 
 @given(st.integers(0, 48), st.sampled_from(string.ascii_letters + string.digits + "-_"))
 def test_no_other_text_is_a_refresh_token(place: int, letter: str) -> None:
     """Changing any character of a refresh token makes it one that was not issued here."""
-    token = domain.write_refresh_token(REFRESH_KEY, UUID(int=7), 3)
+    token = write_refresh_token(REFRESH_KEY, UUID(int=7), 3)
     forged = token[:place] + letter + token[place + 1 :]
-    assert (domain.read_refresh_token(REFRESH_KEY, forged) is None) == (forged != token)
+    assert (read_refresh_token(REFRESH_KEY, forged) is None) == (forged != token)
 
 
 @given(st.text(max_size=80) | st.text(string.ascii_letters + "-_=", max_size=80))
 def test_garbage_is_no_refresh_token(text: str) -> None:
     """Any text at all is read without an error."""
-    assert domain.read_refresh_token(REFRESH_KEY, text) is None
+    assert read_refresh_token(REFRESH_KEY, text) is None
 
 
 @pytest.mark.parametrize("suffix", ["=", "\n", "!", " ", "A"])
 def test_a_refresh_token_has_one_spelling(suffix: str) -> None:
     """What base64 would overlook makes another text, and no token."""
-    token = domain.write_refresh_token(REFRESH_KEY, UUID(int=7), 3)
-    assert domain.read_refresh_token(REFRESH_KEY, token + suffix) is None
+    token = write_refresh_token(REFRESH_KEY, UUID(int=7), 3)
+    assert read_refresh_token(REFRESH_KEY, token + suffix) is None
 
 
 def test_a_session_lives_until_its_first_end() -> None:
     """A session is over when it was ended, expired or idle, told in that order."""
     idle, absolute = POLICY.idle, POLICY.absolute
-    assert domain.over(SESSION, POLICY, START + idle - TICK) is None
-    assert domain.over(SESSION, POLICY, START + idle) == EndReason.IDLE
-    assert domain.over(SESSION, POLICY, START + absolute) == EndReason.EXPIRED
+    assert over(SESSION, POLICY, START + idle - TICK) is None
+    assert over(SESSION, POLICY, START + idle) == EndReason.IDLE
+    assert over(SESSION, POLICY, START + absolute) == EndReason.EXPIRED
     fresh = replace(SESSION, refreshed_at=START + absolute - TICK)
-    assert domain.over(fresh, POLICY, START + absolute - TICK) is None
-    assert domain.over(fresh, POLICY, START + absolute) == EndReason.EXPIRED
+    assert over(fresh, POLICY, START + absolute - TICK) is None
+    assert over(fresh, POLICY, START + absolute) == EndReason.EXPIRED
     ended = replace(SESSION, ended_at=START, end_reason=EndReason.LOGOUT.value)
-    assert domain.over(ended, POLICY, START + absolute) == EndReason.LOGOUT
+    assert over(ended, POLICY, START + absolute) == EndReason.LOGOUT
 
 
 @pytest.mark.parametrize(
@@ -102,19 +111,19 @@ def test_a_session_lives_until_its_first_end() -> None:
 )
 def test_reuse_is_judged(presented: int, after: timedelta, verdict: Verdict) -> None:
     """Any older token is good in the grace, the one before up to the cap, then it is a replay."""
-    assert domain.judge_reuse(SESSION, presented, POLICY, START + after) is verdict
+    assert judge_reuse(SESSION, presented, POLICY, START + after) is verdict
 
 
 def test_a_strict_policy_leaves_only_the_grace() -> None:
     """With reuse zero even the token just before is a replay after the grace."""
     strict = replace(POLICY, reuse=timedelta())
     after = START + POLICY.grace
-    assert domain.judge_reuse(SESSION, 4, strict, after) is Verdict.SUCCESSOR
-    assert domain.judge_reuse(SESSION, 4, strict, after + TICK) is Verdict.REPLAYED
+    assert judge_reuse(SESSION, 4, strict, after) is Verdict.SUCCESSOR
+    assert judge_reuse(SESSION, 4, strict, after + TICK) is Verdict.REPLAYED
 
 
 def test_a_digest_is_not_the_token() -> None:
     """What is stored of a token is its SHA-256 and tells nothing of it."""
-    token = domain.write_refresh_token(REFRESH_KEY, UUID(int=7), 3)
-    assert len(domain.digest(token)) == 64
-    assert token not in domain.digest(token)
+    token = write_refresh_token(REFRESH_KEY, UUID(int=7), 3)
+    assert len(digest(token)) == 64
+    assert token not in digest(token)

@@ -7,7 +7,8 @@ import jwt
 import pytest
 
 from chassis.server import StartupError
-from services.auth.domain import Role, Session, User
+from services.auth.domain.sessions import Session
+from services.auth.domain.users import Role, User
 from services.auth.keys import make_key, open_key, public_jwk
 from tests.factories import ISSUER, SEALING_SECRET
 
@@ -41,6 +42,9 @@ def test_a_token_says_who_and_how_long() -> None:
         "iat": int(NOW.timestamp()),
         "exp": int(NOW.timestamp()) + 900,
         "jti": "t1",
+        "acr": "aal1",
+        "amr": ["pwd"],
+        "auth_time": int(NOW.timestamp()),
     }
 
 

@@ -9,11 +9,19 @@ import pytest
 
 from chassis.errors import Code, Refusal
 from chassis.postgres import Connection
-from services.auth import domain, store
-from services.auth.domain import Session
+from services.auth.domain.sessions import Session, digest, write_refresh_token
 from services.auth.errors import SessionEnded
-from services.auth.service import Tokens
-from tests.factories import POLICY, REFRESH_KEY, AuthRoom, an_address, at_once, reason_of
+from services.auth.service.sessions import Tokens
+from services.auth.store import sessions as store_sessions
+from tests.factories import (
+    POLICY,
+    REFRESH_KEY,
+    AuthRoom,
+    an_address,
+    at_once,
+    log_in,
+    reason_of,
+)
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
 
@@ -24,13 +32,13 @@ REUSE = POLICY.reuse.total_seconds()
 async def login(auth: AuthRoom) -> Tokens:
     """Registers somebody new and opens a session."""
     email = an_address()
-    await auth.service.register(email=email, password=PASSWORD, key=None)
-    tokens, _ = await auth.service.login(email=email, password=PASSWORD, key=None)
+    await auth.accounts.register(email=email, password=PASSWORD, key=None)
+    tokens, _ = await log_in(auth, email)
     return tokens
 
 
 async def fifty_refresh(auth: AuthRoom, token: str) -> list[Any]:
-    return await at_once(50, lambda _: auth.service.refresh(token))
+    return await at_once(50, lambda _: auth.sessions.refresh(token))
 
 
 async def refused(call: Any) -> Refusal:
@@ -50,20 +58,20 @@ async def test_a_refresh_rotates(auth: AuthRoom, owner: Connection, clock: FakeC
     """A refresh gives new tokens of the same session; the lifetime of the session stays."""
     first = await login(auth)
     clock.advance(minutes=1)
-    second = await auth.service.refresh(first.refresh_token)
+    second = await auth.sessions.refresh(first.refresh_token)
     assert second.refresh_token != first.refresh_token
     assert second.access_token != first.access_token
     assert second.access_token_expires_at == clock.now() + POLICY.access_token
     assert second.session.id == first.session.id
     assert second.session.expires_at == first.session.expires_at
     stored = await owner.fetchval("SELECT refresh_token FROM sessions")
-    assert stored == domain.digest(second.refresh_token)
+    assert stored == digest(second.refresh_token)
 
 
 async def test_the_access_token_outlives_a_refresh(auth: AuthRoom, clock: FakeClock) -> None:
     """A refresh does not end the access token before; only its lifetime does."""
     first = await login(auth)
-    await auth.service.refresh(first.refresh_token)
+    await auth.sessions.refresh(first.refresh_token)
     clock.advance(minutes=14)
     await auth.verifier.verify(first.access_token)
     clock.advance(minutes=1)
@@ -94,7 +102,7 @@ async def test_read_then_update_would_fork(auth: AuthRoom, monkeypatch: pytest.M
         idle_since: datetime,
         now: datetime,
     ) -> Session | None:
-        session = await store.get_session(conn, session_id)
+        session = await store_sessions.get_session(conn, session_id)
         if session is None or session.counter != counter:
             return None
         await asyncio.sleep(0.05)
@@ -106,10 +114,10 @@ async def test_read_then_update_would_fork(auth: AuthRoom, monkeypatch: pytest.M
             access_token_id,
             now,
         )
-        return await store.get_session(conn, session_id)
+        return await store_sessions.get_session(conn, session_id)
 
     token = (await login(auth)).refresh_token
-    monkeypatch.setattr(store, "rotate_session", unguarded)
+    monkeypatch.setattr(store_sessions, "rotate_session", unguarded)
     answers = await fifty_refresh(auth, token)
     assert len({answer.refresh_token for answer in answers}) > 1
 
@@ -119,10 +127,10 @@ async def test_in_the_grace_every_older_token_is_good(auth: AuthRoom, clock: Fak
     tokens = [await login(auth)]
     for _ in range(3):
         clock.advance(minutes=1)
-        tokens.append(await auth.service.refresh(tokens[-1].refresh_token))
+        tokens.append(await auth.sessions.refresh(tokens[-1].refresh_token))
     clock.advance(seconds=GRACE)
     for older in tokens[:-1]:
-        answer = await auth.service.refresh(older.refresh_token)
+        answer = await auth.sessions.refresh(older.refresh_token)
         assert answer.refresh_token == tokens[-1].refresh_token
         await auth.verifier.verify(answer.access_token)
 
@@ -130,13 +138,13 @@ async def test_in_the_grace_every_older_token_is_good(auth: AuthRoom, clock: Fak
 async def test_a_lost_answer_logs_nobody_out(auth: AuthRoom, clock: FakeClock) -> None:
     """The token just before the current one still gets it up to the cap, many times over."""
     first = await login(auth)
-    lost = await auth.service.refresh(first.refresh_token)
+    lost = await auth.sessions.refresh(first.refresh_token)
     for _ in range(3):
         clock.advance(seconds=REUSE / 3)
-        again = await auth.service.refresh(first.refresh_token)
+        again = await auth.sessions.refresh(first.refresh_token)
         assert again.refresh_token == lost.refresh_token
     clock.advance(microseconds=1)
-    assert (await refused(auth.service.refresh(first.refresh_token))).reason == (
+    assert (await refused(auth.sessions.refresh(first.refresh_token))).reason == (
         "REFRESH_TOKEN_REPLAYED"
     )
 
@@ -146,14 +154,14 @@ async def test_a_replay_ends_the_session(
 ) -> None:
     """An older token after the grace ends the session, thief and owner alike, and says why."""
     first = await login(auth)
-    second = await auth.service.refresh(first.refresh_token)
-    third = await auth.service.refresh(second.refresh_token)
+    second = await auth.sessions.refresh(first.refresh_token)
+    third = await auth.sessions.refresh(second.refresh_token)
     clock.advance(seconds=GRACE, microseconds=1)
-    replay = await refused(auth.service.refresh(first.refresh_token))
+    replay = await refused(auth.sessions.refresh(first.refresh_token))
     assert replay.reason == "REFRESH_TOKEN_REPLAYED"
     assert await ends(owner) == ("refresh_token_replayed", "system")
     for token in (first, second, third):
-        again = await refused(auth.service.refresh(token.refresh_token))
+        again = await refused(auth.sessions.refresh(token.refresh_token))
         assert (again.reason, again.metadata) == (
             "SESSION_ENDED",
             {"end_reason": "refresh_token_replayed"},
@@ -164,8 +172,8 @@ async def test_a_replay_ends_the_session(
 async def test_fifty_replays_are_told_once(auth: AuthRoom, clock: FakeClock) -> None:
     """Of 50 replays at once one ends the session, the others find it ended."""
     first = await login(auth)
-    second = await auth.service.refresh(first.refresh_token)
-    await auth.service.refresh(second.refresh_token)
+    second = await auth.sessions.refresh(first.refresh_token)
+    await auth.sessions.refresh(second.refresh_token)
     clock.advance(seconds=GRACE + 1)
     answers = await fifty_refresh(auth, first.refresh_token)
     reasons = sorted(answer.reason for answer in answers)
@@ -177,9 +185,9 @@ async def test_an_idle_session_is_over(auth: AuthRoom, owner: Connection, clock:
     tokens = await login(auth)
     for _ in range(2):
         clock.advance(days=30, microseconds=-1)
-        tokens = await auth.service.refresh(tokens.refresh_token)
+        tokens = await auth.sessions.refresh(tokens.refresh_token)
     clock.advance(days=30)
-    refusal = await refused(auth.service.refresh(tokens.refresh_token))
+    refusal = await refused(auth.sessions.refresh(tokens.refresh_token))
     assert (refusal.reason, refusal.metadata) == ("SESSION_ENDED", {"end_reason": "idle"})
     assert await ends(owner) == ("idle", "system")
 
@@ -191,13 +199,13 @@ async def test_no_refresh_prolongs_the_absolute_lifetime(
     tokens = await login(auth)
     for days in (29, 29, 29):
         clock.advance(days=days)
-        tokens = await auth.service.refresh(tokens.refresh_token)
+        tokens = await auth.sessions.refresh(tokens.refresh_token)
     clock.advance(days=3, seconds=-60)
-    tokens = await auth.service.refresh(tokens.refresh_token)
+    tokens = await auth.sessions.refresh(tokens.refresh_token)
     assert tokens.access_token_expires_at == tokens.session.expires_at
     clock.advance(seconds=60)
     assert await reason_of(auth.verifier.verify(tokens.access_token)) == "TOKEN_EXPIRED"
-    refusal = await refused(auth.service.refresh(tokens.refresh_token))
+    refusal = await refused(auth.sessions.refresh(tokens.refresh_token))
     assert (refusal.reason, refusal.metadata) == ("SESSION_ENDED", {"end_reason": "expired"})
     assert await ends(owner) == ("expired", "system")
 
@@ -207,8 +215,8 @@ async def refresh_and_logout(auth: AuthRoom, tokens: Tokens) -> list[Any]:
 
     async def call(index: int) -> Tokens | None:
         if index % 2 == 0:
-            return await auth.service.refresh(tokens.refresh_token)
-        await auth.service.logout(tokens.session.id, by="user")
+            return await auth.sessions.refresh(tokens.refresh_token)
+        await auth.sessions.logout(tokens.session.id, by="user")
         return None
 
     return await at_once(8, call)
@@ -222,12 +230,12 @@ async def test_no_token_survives_a_logout(auth: AuthRoom, owner: Connection) -> 
         for answer in (answer for answer in answers if answer is not None):
             if isinstance(answer, Tokens):
                 assert await reason_of(auth.verifier.verify(answer.access_token)) == "TOKEN_REVOKED"
-                refresh = auth.service.refresh(answer.refresh_token)
+                refresh = auth.sessions.refresh(answer.refresh_token)
                 assert await reason_of(refresh) == "SESSION_ENDED"
             else:
                 assert isinstance(answer, SessionEnded)
                 assert answer.metadata == {"end_reason": "logout"}
-        assert await reason_of(auth.service.refresh(tokens.refresh_token)) == "SESSION_ENDED"
+        assert await reason_of(auth.sessions.refresh(tokens.refresh_token)) == "SESSION_ENDED"
     living = await owner.fetchval("SELECT count(*) FROM sessions WHERE ended_at IS NULL")
     assert living == 0
 
@@ -235,9 +243,9 @@ async def test_no_token_survives_a_logout(auth: AuthRoom, owner: Connection) -> 
 async def test_logging_out_again_changes_nothing(auth: AuthRoom, owner: Connection) -> None:
     """The first logout is the one recorded; one of an unknown session is none."""
     tokens = await login(auth)
-    await auth.service.logout(tokens.session.id, by="user:1")
-    await auth.service.logout(tokens.session.id, by="user:2")
-    await auth.service.logout(uuid4(), by="user:2")
+    await auth.sessions.logout(tokens.session.id, by="user:1")
+    await auth.sessions.logout(tokens.session.id, by="user:2")
+    await auth.sessions.logout(uuid4(), by="user:2")
     assert await ends(owner) == ("logout", "user:1")
 
 
@@ -250,14 +258,14 @@ async def test_what_was_not_issued_here_is_invalid(auth: AuthRoom) -> None:
         tokens.access_token,
         tokens.refresh_token[:-1],
         tokens.refresh_token + "A",
-        domain.write_refresh_token(bytes(32), session_id, 0),
-        domain.write_refresh_token(REFRESH_KEY, uuid4(), 0),
-        domain.write_refresh_token(REFRESH_KEY, session_id, 1),
-        domain.write_refresh_token(REFRESH_KEY, session_id, 2**31 - 1),
+        write_refresh_token(bytes(32), session_id, 0),
+        write_refresh_token(REFRESH_KEY, uuid4(), 0),
+        write_refresh_token(REFRESH_KEY, session_id, 1),
+        write_refresh_token(REFRESH_KEY, session_id, 2**31 - 1),
     ]
     for token in forged:
-        assert (await refused(auth.service.refresh(token))).reason == "REFRESH_TOKEN_INVALID"
-    await auth.service.refresh(tokens.refresh_token)
+        assert (await refused(auth.sessions.refresh(token))).reason == "REFRESH_TOKEN_INVALID"
+    await auth.sessions.refresh(tokens.refresh_token)
 
 
 async def test_a_deleted_session_is_unknown(
@@ -267,6 +275,6 @@ async def test_a_deleted_session_is_unknown(
     tokens = await login(auth)
     async with owner.transaction():
         clock.advance(days=91)
-        assert await store.delete_old_sessions(owner, clock.now()) == 1
-    refusal = await refused(auth.service.refresh(tokens.refresh_token))
+        assert await store_sessions.delete_old_sessions(owner, clock.now()) == 1
+    refusal = await refused(auth.sessions.refresh(tokens.refresh_token))
     assert refusal.reason == "REFRESH_TOKEN_INVALID"

@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 
 from chassis.errors import Refusal
 from chassis.postgres import Database, open_database
-from services.auth import domain
-from services.auth.service import Tokens
+from services.auth.domain.sessions import write_refresh_token
+from services.auth.service.sessions import Tokens
 from services.auth.worker import sweep
 from tests.factories import (
     POLICY,
@@ -35,6 +35,7 @@ from tests.factories import (
     AuthRoom,
     an_address,
     at_once,
+    log_in,
     open_auth,
     reason_of,
 )
@@ -142,14 +143,14 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(session=sessions)
     def logout(self, session: Model) -> None:
-        self.bench.run(self.bench.auth.service.logout(session.id, by="user"))
+        self.bench.run(self.bench.auth.sessions.logout(session.id, by="user"))
         session.ended = session.ended or "logout"
 
     @rule(session=sessions)
     def logout_while_refreshing(self, session: Model) -> None:
         """Whichever comes first, the session is over when both have answered."""
-        service = self.bench.auth.service
-        token = domain.write_refresh_token(REFRESH_KEY, session.id, session.counter)
+        service = self.bench.auth.sessions
+        token = write_refresh_token(REFRESH_KEY, session.id, session.counter)
 
         async def call(index: int) -> Tokens | None:
             if index == 0:
@@ -197,7 +198,7 @@ class Sessions(RuleBasedStateMachine):
                 assert self.bench.run(reason_of(verify(tokens.access_token))) == expected
 
     def open(self) -> Model:
-        login = self.bench.auth.service.login(email=self.bench.email, password=PASSWORD, key=None)
+        login = log_in(self.bench.auth, self.bench.email)
         tokens, _ = self.bench.run(login)
         now = self.bench.clock.now()
         session = Model(tokens.session.id, now + POLICY.absolute, now)
@@ -206,15 +207,15 @@ class Sessions(RuleBasedStateMachine):
         return session
 
     def present(self, session: Model, number: int, callers: int) -> None:
-        token = domain.write_refresh_token(REFRESH_KEY, session.id, number)
-        refresh = self.bench.auth.service.refresh
+        token = write_refresh_token(REFRESH_KEY, session.id, number)
+        refresh = self.bench.auth.sessions.refresh
         answers = self.bench.run(at_once(callers, lambda _: refresh(token)))
         now = self.bench.clock.now()
         expected = sorted(session.present(number, now) for _ in answers)
         assert sorted(told(answer) for answer in answers) == expected
         for answer in answers:
             if isinstance(answer, Tokens):
-                assert answer.refresh_token == domain.write_refresh_token(
+                assert answer.refresh_token == write_refresh_token(
                     REFRESH_KEY, session.id, session.counter
                 )
                 session.answers.append(answer)
@@ -243,7 +244,7 @@ async def open_bench(runner: asyncio.Runner, database_url: str, clock: FakeClock
         open_auth(database, clock) as auth,
     ):
         email = an_address()
-        await auth.service.register(email=email, password=PASSWORD, key=None)
+        await auth.accounts.register(email=email, password=PASSWORD, key=None)
         yield Bench(runner, auth, database, clock, email)
 
 

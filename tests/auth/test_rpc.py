@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode, aio
 from grpc_status import rpc_status
 
-from tests.factories import an_address, answers_with, eventually
+from tests.factories import an_address, answers_with, connect_owner, eventually
 from tests.fakes import FakeClock
 from tests.running import PASSWORD, House, Person, bearer, info_of, open_house, refusal_of
 
@@ -343,3 +343,35 @@ def retry_delay(error: aio.AioRpcError) -> float:
             if detail.Unpack(info):
                 return float(info.retry_delay.ToTimedelta().total_seconds())
     return 0.0
+
+
+async def test_guessing_is_slowed_down(house: House) -> None:
+    """After five wrong passwords a further one costs a wait, for the right one too."""
+    person, other = await house.person(), await house.person()
+    wrong = auth_pb2.LoginRequest(email=person.email, password="wrong password")
+    for _ in range(6):
+        assert (await refusal(house.auth.Login(wrong)))[1] == "LOGIN_FAILED"
+    right = auth_pb2.LoginRequest(email=person.email, password=PASSWORD)
+    error = await refused(house.auth.Login(right))
+    assert refusal_of(error) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
+    assert 0 < retry_delay(error) <= 1
+    await house.auth.Login(auth_pb2.LoginRequest(email=other.email, password=PASSWORD))
+
+
+async def test_a_session_knows_its_device_and_address(house: House) -> None:
+    """The client's name for itself and the address it calls from are kept with the session."""
+    person = await house.person()
+    login = await house.auth.Login(
+        auth_pb2.LoginRequest(email=person.email, password=PASSWORD, device="Ada's laptop")
+    )
+    async with connect_owner(house.database_url) as owner:
+        row = await owner.fetchrow(
+            "SELECT device, host(address) AS address, amr, acr FROM sessions WHERE id = $1",
+            login.tokens.session_id,
+        )
+    assert dict(row) == {
+        "device": "Ada's laptop",
+        "address": "127.0.0.1",
+        "amr": ["pwd"],
+        "acr": "aal1",
+    }

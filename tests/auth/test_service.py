@@ -11,16 +11,19 @@ from chassis.errors import Code, Refusal
 from chassis.idempotency import KEPT, Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
-from services.auth import store
-from services.auth.domain import Role, User
+from services.auth.domain.users import Role, User
 from services.auth.errors import EmailAlreadyTaken, HashingBusy, LastAdmin, LoginFailed
 from services.auth.passwords import Passwords
+from services.auth.store import admin_logs as store_admin_logs
+from services.auth.store import users as store_users
 from services.auth.worker import sweep
 from tests.factories import (
+    MEANS,
     POLICY,
     AuthRoom,
     an_address,
     at_once,
+    log_in,
     make_user,
     open_auth,
     reason_of,
@@ -34,7 +37,7 @@ def a_key(method: str = "Register", *, key: str = "k", fingerprint: bytes = b"sa
 
 
 async def register(auth: AuthRoom, email: str = "", key: Key | None = None) -> User:
-    return await auth.service.register(email=email or an_address(), password=PASSWORD, key=key)
+    return await auth.accounts.register(email=email or an_address(), password=PASSWORD, key=key)
 
 
 async def fifty_register(auth: AuthRoom, email: str) -> list[Any]:
@@ -42,7 +45,7 @@ async def fifty_register(auth: AuthRoom, email: str) -> list[Any]:
 
 
 async def give_role(auth: AuthRoom, user: User, role: Role, key: Key | None = None) -> User:
-    return await auth.service.set_role(
+    return await auth.accounts.set_role(
         user_id=user.id, role=role, reason="test", actor="service:test", key=key
     )
 
@@ -53,9 +56,7 @@ async def test_one_account_for_all_spellings(auth: AuthRoom) -> None:
     assert user.email == "\u00e9va@example.com"
     with pytest.raises(EmailAlreadyTaken):
         await register(auth, "\u00c9VA@example.com")
-    tokens, found = await auth.service.login(
-        email=" \u00c9va@EXAMPLE.com", password=PASSWORD, key=None
-    )
+    tokens, found = await log_in(auth, " \u00c9va@EXAMPLE.com")
     assert (found.id, tokens.session.user_id) == (user.id, user.id)
 
 
@@ -74,15 +75,15 @@ async def test_look_before_insert_would_make_fifty(
 ) -> None:
     """Negative control: without the unique constraint the same race makes several accounts."""
     await owner.execute("ALTER TABLE users DROP CONSTRAINT users_email_key")
-    insert = store.insert_user
+    insert = store_users.insert_user
 
     async def look_first(conn: Connection, *, email: str, **rest: Any) -> User:
-        if await store.find_login(conn, email):
+        if await store_users.find_login(conn, email):
             raise EmailAlreadyTaken
         await asyncio.sleep(0.05)
         return await insert(conn, email=email, **rest)
 
-    monkeypatch.setattr(store, "insert_user", look_first)
+    monkeypatch.setattr(store_users, "insert_user", look_first)
     await fifty_register(auth, an_address())
     assert await owner.fetchval("SELECT count(*) FROM users") > 1
 
@@ -115,7 +116,7 @@ async def test_a_key_is_bound_to_its_request(auth: AuthRoom) -> None:
     assert await reason_of(register(auth, key=other)) == "IDEMPOTENCY_KEY_REUSED"
 
     def login(key: Key) -> Any:
-        return auth.service.login(email=user.email, password=PASSWORD, key=key)
+        return log_in(auth, user.email, key=key)
 
     await login(a_key("Login"))
     again = login(a_key("Login", fingerprint=b"other"))
@@ -123,7 +124,7 @@ async def test_a_key_is_bound_to_its_request(auth: AuthRoom) -> None:
     await give_role(auth, user, Role.PRO, a_key("SetRole"))
     again = give_role(auth, user, Role.FREE, a_key("SetRole", fingerprint=b"other"))
     assert await reason_of(again) == "IDEMPOTENCY_KEY_REUSED"
-    assert (await auth.service.get_user(user.id)).role is Role.PRO
+    assert (await auth.accounts.get_user(user.id)).role is Role.PRO
 
 
 async def test_a_refused_registration_leaves_the_key_free(auth: AuthRoom) -> None:
@@ -137,9 +138,9 @@ async def test_a_login_opens_a_session(auth: AuthRoom, owner: Connection, clock:
     """A login stamps last_login and gives tokens of a session that starts now."""
     user = await register(auth)
     clock.advance(hours=1)
-    tokens, found = await auth.service.login(email=user.email, password=PASSWORD, key=None)
+    tokens, found = await log_in(auth, user.email)
     assert found.last_login == clock.now()
-    assert await auth.service.get_user(user.id) == found
+    assert await auth.accounts.get_user(user.id) == found
     assert tokens.session.expires_at == clock.now() + POLICY.absolute
     caller = await auth.verifier.verify(tokens.access_token)
     assert (caller.user_id, caller.session_id, caller.role) == (user.id, tokens.session.id, "free")
@@ -155,13 +156,13 @@ async def test_a_wrong_password_and_an_unknown_address_are_the_same(
     refusals = []
     for email, password in ((user.email, "wrong horse"), (an_address(), PASSWORD)):
         with pytest.raises(LoginFailed) as refused:
-            await auth.service.login(email=email, password=password, key=None)
+            await auth.sessions.login(means=MEANS, email=email, password=password, key=None)
         refusals.append(refused.value)
     one, other = refusals
     assert (one.code, one.reason, one.metadata) == (other.code, other.reason, other.metadata)
     assert (one.message, one.retry_after) == (other.message, other.retry_after)
     assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
-    assert (await auth.service.get_user(user.id)).last_login is None
+    assert (await auth.accounts.get_user(user.id)).last_login is None
 
 
 async def test_an_account_without_a_password_cannot_log_in(
@@ -170,7 +171,7 @@ async def test_an_account_without_a_password_cannot_log_in(
     """No password fits an account that signs in elsewhere."""
     user = await register(auth)
     await owner.execute("UPDATE users SET password_hash = NULL")
-    login = auth.service.login(email=user.email, password=PASSWORD, key=None)
+    login = log_in(auth, user.email)
     assert await reason_of(login) == "LOGIN_FAILED"
 
 
@@ -182,7 +183,7 @@ async def test_a_login_with_the_key_again_is_the_same_session(
     key = a_key("Login")
 
     def login() -> Any:
-        return auth.service.login(email=user.email, password=PASSWORD, key=key)
+        return log_in(auth, user.email, key=key)
 
     answers = await at_once(20, lambda _: login())
     assert len({tokens.refresh_token for tokens, _ in answers}) == 1
@@ -190,7 +191,7 @@ async def test_a_login_with_the_key_again_is_the_same_session(
     first = answers[0][0]
     stamped = clock.now()
     clock.advance(minutes=1)
-    refreshed = await auth.service.refresh(first.refresh_token)
+    refreshed = await auth.sessions.refresh(first.refresh_token)
     tokens, found = await login()
     assert tokens.refresh_token == refreshed.refresh_token
     assert found.last_login == stamped
@@ -203,12 +204,12 @@ async def test_a_login_with_the_key_again_tells_that_its_session_ended(
     """The key leads to its own session only; SESSION_ENDED says why that is over."""
     user = await register(auth)
     key = a_key("Login")
-    tokens, _ = await auth.service.login(email=user.email, password=PASSWORD, key=key)
+    tokens, _ = await log_in(auth, user.email, key=key)
     if days == 0:
-        await auth.service.logout(tokens.session.id, by="user")
+        await auth.sessions.logout(tokens.session.id, by="user")
     clock.advance(days=days)
     with pytest.raises(Refusal) as refused:
-        await auth.service.login(email=user.email, password=PASSWORD, key=key)
+        await log_in(auth, user.email, key=key)
     assert (refused.value.code, refused.value.reason) == (Code.UNAUTHENTICATED, "SESSION_ENDED")
     assert refused.value.metadata == {"end_reason": why}
 
@@ -221,7 +222,7 @@ async def test_a_login_renews_an_outdated_hash(
     hashes = [await owner.fetchval("SELECT password_hash FROM users")]
     async with open_auth(auth_database, clock, time_cost=2) as stricter:
         for _ in range(2):
-            await stricter.service.login(email=user.email, password=PASSWORD, key=None)
+            await log_in(stricter, user.email)
             hashes.append(await owner.fetchval("SELECT password_hash FROM users"))
     assert ",t=1," in hashes[0]
     assert ",t=2," in hashes[1]
@@ -241,7 +242,7 @@ async def test_a_password_changed_during_a_login_stays_changed(
         return fits
 
     monkeypatch.setattr(Passwords, "verify", verify_then_reset)
-    login = auth.service.login(email=user.email, password=PASSWORD, key=None)
+    login = log_in(auth, user.email)
     assert await reason_of(login) == "LOGIN_FAILED"
     assert await owner.fetchval("SELECT password_hash FROM users") == "the new one"
     assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
@@ -262,7 +263,7 @@ async def test_a_login_that_cannot_renew_its_hash_in_time_is_a_login(
 
     async with open_auth(auth_database, clock, time_cost=2) as stricter:
         monkeypatch.setattr(Passwords, "hash", busy)
-        await stricter.service.login(email=user.email, password=PASSWORD, key=None)
+        await log_in(stricter, user.email)
     assert ",t=1," in await owner.fetchval("SELECT password_hash FROM users")
 
 
@@ -290,10 +291,10 @@ async def test_no_role_changes_unlogged(
         raise RuntimeError("disk full")
 
     user = await register(auth)
-    monkeypatch.setattr(store, "insert_admin_log", fail)
+    monkeypatch.setattr(store_admin_logs, "insert_admin_log", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         await give_role(auth, user, Role.PRO)
-    assert await auth.service.get_user(user.id) == user
+    assert await auth.accounts.get_user(user.id) == user
     assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 0
     assert auth.announced == []
 
@@ -317,7 +318,7 @@ async def test_a_role_with_the_key_again_is_changed_once(auth: AuthRoom, owner: 
 
 async def test_nobody_has_no_role(auth: AuthRoom, clock: FakeClock) -> None:
     """Who does not exist is USER_NOT_FOUND, to read or to change."""
-    assert await reason_of(auth.service.get_user(uuid4())) == "USER_NOT_FOUND"
+    assert await reason_of(auth.accounts.get_user(uuid4())) == "USER_NOT_FOUND"
     nobody = User(uuid4(), "", Role.FREE, 1, clock.now(), None)
     assert await reason_of(give_role(auth, nobody, Role.PRO)) == "USER_NOT_FOUND"
 
@@ -365,7 +366,7 @@ async def test_without_the_lock_nobody_would_be_left(
             await both_counted.wait()
         return [row["id"] for row in rows]
 
-    monkeypatch.setattr(store, "lock_admins", count_only)
+    monkeypatch.setattr(store_users, "lock_admins", count_only)
     answers, left = await demote_each_other(auth, owner)
     assert left == 0
     assert not any(isinstance(answer, LastAdmin) for answer in answers)
@@ -378,8 +379,8 @@ async def test_a_locked_user_can_still_be_referred_to(
     user = await make_user(owner, clock, role=Role.ADMIN)
     await owner.execute("SET lock_timeout = '2s'")
     async with auth_database.transaction() as conn:
-        assert await store.lock_admins(conn) == [user.id]
-        await store.lock_user(conn, user.id)
+        assert await store_users.lock_admins(conn) == [user.id]
+        await store_users.lock_user(conn, user.id)
         await owner.execute(
             "INSERT INTO email_verifications (id, user_id, token, created_at, expires_at)"
             " VALUES ($1, $2, 't', $3, $3)",
@@ -394,9 +395,9 @@ async def test_the_sweeper_deletes_only_what_is_over(
 ) -> None:
     """Sessions go after their lifetime and keys after 72 hours; users and logs stay."""
     user = await register(auth, key=a_key())
-    await auth.service.login(email=user.email, password=PASSWORD, key=None)
-    ended, _ = await auth.service.login(email=user.email, password=PASSWORD, key=None)
-    await auth.service.logout(ended.session.id, by="user")
+    await log_in(auth, user.email)
+    ended, _ = await log_in(auth, user.email)
+    await auth.sessions.logout(ended.session.id, by="user")
     await give_role(auth, user, Role.PRO)
     clock.advance(seconds=KEPT.total_seconds())
     assert await sweep(auth_database, clock) == 0

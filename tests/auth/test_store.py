@@ -8,10 +8,13 @@ import pytest
 
 from chassis.ids import uuid7
 from chassis.postgres import Connection
-from services.auth import store
-from services.auth.domain import EndReason, Role, Session, User
+from services.auth.domain.sessions import EndReason, Session
+from services.auth.domain.users import Role, User
 from services.auth.errors import EmailAlreadyTaken
 from services.auth.keys import make_key
+from services.auth.store import sessions as store_sessions
+from services.auth.store import signing_keys as store_signing_keys
+from services.auth.store import users as store_users
 from tests.factories import POLICY, SEALING_SECRET, make_user
 from tests.fakes import FakeClock
 
@@ -25,8 +28,13 @@ async def make_session(
     now = clock.now()
     user = await make_user(conn, clock)
     session = Session(uuid7(now), user.id, 0, now, now + POLICY.absolute, now)
-    await store.insert_session(
-        conn, session, access_token_id=str(uuid4()), refresh_digest=uuid4().hex
+    await store_sessions.insert_session(
+        conn,
+        session,
+        device="",
+        address=None,
+        access_token_id=str(uuid4()),
+        refresh_digest=uuid4().hex,
     )
     if refreshed_at:
         await conn.execute(
@@ -36,7 +44,7 @@ async def make_session(
 
 
 async def rotate(conn: Connection, session_id: UUID, counter: int, now: datetime) -> Session | None:
-    return await store.rotate_session(
+    return await store_sessions.rotate_session(
         conn,
         session_id=session_id,
         counter=counter,
@@ -50,18 +58,18 @@ async def rotate(conn: Connection, session_id: UUID, counter: int, now: datetime
 async def test_a_new_user_is_free_and_was_never_here(conn: Connection, clock: FakeClock) -> None:
     """A user starts with the role free, token version 1 and no login."""
     user = await make_user(conn, clock, email="ada@example.com")
-    assert await store.get_user(conn, user.id) == user
+    assert await store_users.get_user(conn, user.id) == user
     assert (user.role, user.token_version, user.last_login) == (Role.FREE, 1, None)
-    assert await store.find_login(conn, "ada@example.com") == (user, "none")
+    assert await store_users.find_login(conn, "ada@example.com") == (user, "none")
 
 
 async def test_nobody_is_none(conn: Connection, clock: FakeClock) -> None:
     """What is not there is None, not an error."""
-    assert await store.get_user(conn, uuid4()) is None
-    assert await store.lock_user(conn, uuid4()) is None
-    assert await store.find_login(conn, "nobody@example.com") is None
-    assert await store.get_session(conn, uuid4()) is None
-    assert await store.lock_session(conn, uuid4()) is None
+    assert await store_users.get_user(conn, uuid4()) is None
+    assert await store_users.lock_user(conn, uuid4()) is None
+    assert await store_users.find_login(conn, "nobody@example.com") is None
+    assert await store_sessions.get_session(conn, uuid4()) is None
+    assert await store_sessions.lock_session(conn, uuid4()) is None
     assert await rotate(conn, uuid4(), 0, clock.now()) is None
 
 
@@ -88,44 +96,53 @@ async def test_users_are_listed_by_key(conn: Connection, clock: FakeClock) -> No
         clock.advance(seconds=1)
         role = Role.PRO if index % 2 else Role.FREE
         users.insert(0, await make_user(conn, clock, role=role))
-    listed = await store.list_users(conn, role=None, before=None, limit=3)
+    listed = await store_users.list_users(conn, role=None, before=None, limit=3)
     assert listed == users[:3]
-    assert await store.list_users(conn, role=None, before=users[2].id, limit=9) == users[3:]
-    assert await store.list_users(conn, role=Role.PRO, before=None, limit=9) == users[1::2]
+    assert await store_users.list_users(conn, role=None, before=users[2].id, limit=9) == users[3:]
+    assert await store_users.list_users(conn, role=Role.PRO, before=None, limit=9) == users[1::2]
 
 
 async def test_a_login_is_stamped(conn: Connection, clock: FakeClock) -> None:
-    """A login sets last_login and a new hash, if the verified one is still the account's."""
+    """A login sets last_login; a ban that holds and an erased account let nobody in."""
     user = await make_user(conn, clock)
-    first = clock.now()
-    assert await store.record_login(conn, user.id, verified="none", new_hash=None, now=first)
-    found = await store.find_login(conn, user.email)
-    assert found is not None
-    assert (found[0].last_login, found[1]) == (clock.now(), "none")
-    later = first + TICK
-    assert await store.record_login(conn, user.id, verified="none", new_hash="new", now=later)
-    assert not await store.record_login(
-        conn, user.id, verified="none", new_hash="stale", now=later + TICK
-    )
-    found = await store.find_login(conn, user.email)
-    assert found is not None
-    assert (found[0].last_login, found[1]) == (later, "new")
+    stamped = await store_users.record_login(conn, user.id, clock.now())
+    assert stamped is not None
+    assert stamped.last_login == clock.now()
+    ban = "UPDATE users SET banned_at = $2, banned_until = $3, ban_reason = 'test' WHERE id = $1"
+    await conn.execute(ban, user.id, clock.now(), clock.now() + timedelta(hours=1))
+    assert await store_users.record_login(conn, user.id, clock.now()) is None
+    clock.advance(hours=1)
+    assert await store_users.record_login(conn, user.id, clock.now()) is not None
+    await conn.execute(ban, user.id, clock.now(), None)
+    assert await store_users.record_login(conn, user.id, clock.now()) is None
+    assert await store_users.record_login(conn, uuid4(), clock.now()) is None
+
+
+async def test_a_password_is_confirmed(conn: Connection, clock: FakeClock) -> None:
+    """A new hash replaces only the one that was verified."""
+    user = await make_user(conn, clock)
+    confirm = store_users.confirm_password
+    assert await confirm(conn, user.id, verified="none", new_hash=None)
+    assert await store_users.find_login(conn, user.email) == (user, "none")
+    assert await confirm(conn, user.id, verified="none", new_hash="new")
+    assert not await confirm(conn, user.id, verified="none", new_hash="late")
+    assert await store_users.find_login(conn, user.email) == (user, "new")
 
 
 async def test_a_new_role_is_a_new_version(conn: Connection, clock: FakeClock) -> None:
     """A change of role ends the tokens of the version before."""
     user = await make_user(conn, clock)
-    changed = await store.set_role(conn, user.id, Role.PRO, clock.now())
+    changed = await store_users.set_role(conn, user.id, Role.PRO, clock.now())
     assert (changed.role, changed.token_version) == (Role.PRO, 2)
-    assert await store.revoked_versions(conn, clock.now() - TICK) == [(user.id, 2)]
-    assert await store.revoked_versions(conn, clock.now()) == []
+    assert await store_users.revoked_versions(conn, clock.now() - TICK) == [(user.id, 2)]
+    assert await store_users.revoked_versions(conn, clock.now()) == []
 
 
 async def test_only_administrators_are_locked(conn: Connection, clock: FakeClock) -> None:
     """lock_admins names every administrator and nobody else, in the order of their ids."""
     admins = [(await make_user(conn, clock, role=Role.ADMIN)).id for _ in range(3)]
     await make_user(conn, clock, role=Role.PRO)
-    assert await store.lock_admins(conn) == sorted(admins)
+    assert await store_users.lock_admins(conn) == sorted(admins)
 
 
 async def test_rotation_moves_one_step(conn: Connection, clock: FakeClock) -> None:
@@ -136,7 +153,7 @@ async def test_rotation_moves_one_step(conn: Connection, clock: FakeClock) -> No
     assert rotated is not None
     assert (rotated.counter, rotated.refreshed_at) == (1, clock.now())
     assert await rotate(conn, session.id, 0, clock.now()) is None
-    assert await store.get_session(conn, session.id) == rotated
+    assert await store_sessions.get_session(conn, session.id) == rotated
 
 
 @pytest.mark.parametrize("counter", [1, 2, 1000])
@@ -144,14 +161,14 @@ async def test_no_step_is_skipped(conn: Connection, clock: FakeClock, counter: i
     """A counter that is not reached yet rotates nothing."""
     session = await make_session(conn, clock)
     assert await rotate(conn, session.id, counter, clock.now()) is None
-    assert await store.get_session(conn, session.id) == session
+    assert await store_sessions.get_session(conn, session.id) == session
 
 
 async def test_what_is_over_does_not_rotate(conn: Connection, clock: FakeClock) -> None:
     """An ended, expired or idle session stays as it is, to the microsecond."""
     now = clock.now()
     ended = await make_session(conn, clock)
-    await store.end_session(conn, ended.id, reason=EndReason.LOGOUT, by="user", now=now)
+    await store_sessions.end_session(conn, ended.id, reason=EndReason.LOGOUT, by="user", now=now)
     assert await rotate(conn, ended.id, 0, now) is None
     later = now + POLICY.absolute
     expired = await make_session(conn, clock, refreshed_at=later - TICK)
@@ -165,16 +182,18 @@ async def test_what_is_over_does_not_rotate(conn: Connection, clock: FakeClock) 
 async def test_a_session_ends_once(conn: Connection, clock: FakeClock) -> None:
     """The first end keeps its reason; a second one changes nothing."""
     session, now = await make_session(conn, clock), clock.now()
-    assert await store.end_session(conn, session.id, reason=EndReason.REPLAY, by="system", now=now)
+    assert await store_sessions.end_session(
+        conn, session.id, reason=EndReason.REPLAY, by="system", now=now
+    )
     later = now + timedelta(hours=1)
-    assert not await store.end_session(
+    assert not await store_sessions.end_session(
         conn, session.id, reason=EndReason.LOGOUT, by="user", now=later
     )
-    ended = await store.get_session(conn, session.id)
+    ended = await store_sessions.get_session(conn, session.id)
     assert ended is not None
     assert (ended.ended_at, ended.end_reason) == (now, EndReason.REPLAY)
-    assert await store.ended_sessions(conn, now - TICK) == [session.id]
-    assert await store.ended_sessions(conn, now) == []
+    assert await store_sessions.ended_sessions(conn, now - TICK) == [session.id]
+    assert await store_sessions.ended_sessions(conn, now) == []
 
 
 async def test_only_sessions_past_their_lifetime_are_deleted(
@@ -184,11 +203,13 @@ async def test_only_sessions_past_their_lifetime_are_deleted(
     old = await make_session(conn, clock)
     clock.advance(microseconds=1)
     young = await make_session(conn, clock)
-    await store.end_session(conn, young.id, reason=EndReason.LOGOUT, by="user", now=clock.now())
-    assert await store.delete_old_sessions(conn, old.expires_at) == 0
-    assert await store.delete_old_sessions(conn, young.expires_at) == 1
-    assert await store.get_session(conn, old.id) is None
-    assert await store.get_session(conn, young.id) is not None
+    await store_sessions.end_session(
+        conn, young.id, reason=EndReason.LOGOUT, by="user", now=clock.now()
+    )
+    assert await store_sessions.delete_old_sessions(conn, old.expires_at) == 0
+    assert await store_sessions.delete_old_sessions(conn, young.expires_at) == 1
+    assert await store_sessions.get_session(conn, old.id) is None
+    assert await store_sessions.get_session(conn, young.id) is not None
 
 
 async def test_old_sessions_go_in_batches(conn: Connection, clock: FakeClock) -> None:
@@ -202,25 +223,27 @@ async def test_old_sessions_go_in_batches(conn: Connection, clock: FakeClock) ->
         session.id,
     )
     after = session.expires_at + TICK
-    assert [await store.delete_old_sessions(conn, after) for _ in range(3)] == [1000, 1, 0]
+    assert [await store_sessions.delete_old_sessions(conn, after) for _ in range(3)] == [1000, 1, 0]
 
 
 async def test_one_key_signs(conn: Connection, clock: FakeClock) -> None:
     """The first key stays; another one is not stored beside it."""
     first, second = make_key(SEALING_SECRET), make_key(SEALING_SECRET)
     for key in (first, second):
-        await store.insert_signing_key(
+        await store_signing_keys.insert_signing_key(
             conn, kid=key.kid, public_key=key.public_key, sealed=key.sealed, now=clock.now()
         )
-    assert await store.get_signing_key(conn) == (first.kid, first.sealed)
-    assert await store.list_public_keys(conn, clock.now()) == [(first.kid, first.public_key)]
+    assert await store_signing_keys.get_signing_key(conn) == (first.kid, first.sealed)
+    assert await store_signing_keys.list_public_keys(conn, clock.now()) == [
+        (first.kid, first.public_key)
+    ]
 
 
 async def test_a_retired_key_verifies_until_it_expires(conn: Connection, clock: FakeClock) -> None:
     """Beside the key that signs, older ones are published until their time is over."""
     old, new = make_key(SEALING_SECRET), make_key(SEALING_SECRET)
     for key in (old, new):
-        await store.insert_signing_key(
+        await store_signing_keys.insert_signing_key(
             conn, kid=key.kid, public_key=key.public_key, sealed=key.sealed, now=clock.now()
         )
         clock.advance(seconds=1)
@@ -230,8 +253,8 @@ async def test_a_retired_key_verifies_until_it_expires(conn: Connection, clock: 
                 clock.now(),
                 clock.now() + timedelta(hours=1),
             )
-    assert (await store.get_signing_key(conn))[0] == new.kid
-    kids = [kid for kid, _ in await store.list_public_keys(conn, clock.now())]
+    assert (await store_signing_keys.get_signing_key(conn))[0] == new.kid
+    kids = [kid for kid, _ in await store_signing_keys.list_public_keys(conn, clock.now())]
     assert kids == [new.kid, old.kid]
     later = clock.now() + timedelta(hours=1)
-    assert [kid for kid, _ in await store.list_public_keys(conn, later)] == [new.kid]
+    assert [kid for kid, _ in await store_signing_keys.list_public_keys(conn, later)] == [new.kid]

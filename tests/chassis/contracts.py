@@ -36,6 +36,8 @@ class Rpc:
     allow: Sequence[Any] = ()
     """finity.options.v1.Caller values."""
     stream: bool = False
+    """Whether it gives a stream."""
+    takes_stream: bool = False
 
 
 def build(fields: Sequence[Text], rpcs: Sequence[Rpc]) -> ServiceDescriptor:
@@ -59,6 +61,7 @@ def build(fields: Sequence[Text], rpcs: Sequence[Rpc]) -> ServiceDescriptor:
             output_type=f".{package}.Answer",
         )
         method.server_streaming = rpc.stream
+        method.client_streaming = rpc.takes_stream
         if rpc.allow:
             method.options.Extensions[options_pb2.access].allow.extend(rpc.allow)
     pool = descriptor_pool.Default()

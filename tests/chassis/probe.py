@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ CONTRACT = contracts.build(
         Rpc("Own", [options_pb2.USER, options_pb2.ADMIN, options_pb2.SERVICE]),
         Rpc("Manage", [options_pb2.ADMIN]),
         Rpc("Serve", [options_pb2.SERVICE]),
+        Rpc("Watch", [options_pb2.USER, options_pb2.SERVICE], stream=True),
     ],
 )
 Ask: Any = GetMessageClass(CONTRACT.methods_by_name["Open"].input_type)
@@ -37,11 +38,18 @@ SERVICE = bearer(SERVICE_KEY)
 ROOM = "probe"
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
+Stream = Callable[[Any, Any], AsyncGenerator[Any, None]]
 
 
 async def echo(request: Any, _: Any) -> Any:
     """Answers what was asked."""
     return Answer(text=request.text)
+
+
+async def thrice(request: Any, _: Any) -> AsyncGenerator[Any, None]:
+    """Answers what was asked three times."""
+    for _ in range(3):
+        yield Answer(text=request.text)
 
 
 @dataclass(slots=True)
@@ -52,6 +60,8 @@ class Probe:
     channel: aio.Channel
     issuer: issuer.Issuer
     behaviour: Behaviour
+    stream: Stream
+    verifier: TokenVerifier
 
     @property
     def address(self) -> str:
@@ -71,6 +81,15 @@ class Probe:
             path(method),
             request_serializer=_bytes_of,
             response_deserializer=Answer.FromString,
+        )
+        return call(Ask() if ask is None else ask, metadata=metadata, timeout=timeout)
+
+    def watch(
+        self, ask: Any = None, *, metadata: Metadata = (), timeout: float | None = None
+    ) -> Any:
+        """Opens the stream."""
+        call: Any = self.channel.unary_stream(
+            path("Watch"), request_serializer=_bytes_of, response_deserializer=Answer.FromString
         )
         return call(Ask() if ask is None else ask, metadata=metadata, timeout=timeout)
 
@@ -104,14 +123,24 @@ async def composed(behaviour: Behaviour = echo, **overrides: Any) -> AsyncIterat
     verifier = TokenVerifier(authority, issuer.NAME, clock)
     authenticator = Authenticator(settings.service_keys, verifier)
     async with Server(settings, ROOM, authenticator, [CONTRACT]) as server:
-        probe = Probe(server, aio.insecure_channel("127.0.0.1:1"), authority, behaviour)
-        await probe.channel.close()
+        nowhere = aio.insecure_channel("127.0.0.1:1")
+        probe = Probe(server, nowhere, authority, behaviour, thrice, verifier)
+        await nowhere.close()
 
         async def answer(request: Any, context: Any) -> Any:
             return await probe.behaviour(request, context)
 
-        handlers = {
-            method.name: grpc.unary_unary_rpc_method_handler(
+        async def answers(request: Any, context: Any) -> AsyncGenerator[Any, None]:
+            async with contextlib.aclosing(probe.stream(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+        handlers: dict[str, Any] = {
+            method.name: grpc.unary_stream_rpc_method_handler(
+                answers, Ask.FromString, Answer.SerializeToString
+            )
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler(
                 answer, Ask.FromString, Answer.SerializeToString
             )
             for method in CONTRACT.methods

@@ -24,7 +24,8 @@ def sentence_of(fields: list[Text], rpc: Rpc) -> str:
 def test_a_contract_is_read_from_its_descriptor() -> None:
     """Path, name, request, access and subject of each method come from the proto."""
     methods = methods_of([CONTRACT])
-    assert sorted(methods) == sorted(path(name) for name in ("Open", "Own", "Manage", "Serve"))
+    names = ("Open", "Own", "Manage", "Serve", "Watch")
+    assert sorted(methods) == sorted(path(name) for name in names)
     own = methods[path("Own")]
     assert (own.service, own.name, own.subject) == (CONTRACT.full_name, "Own", "user_id")
     assert own.allow == {options_pb2.USER, options_pb2.ADMIN, options_pb2.SERVICE}
@@ -75,9 +76,9 @@ def test_two_subjects_stop_the_start() -> None:
 
 
 def test_a_stream_stops_the_start() -> None:
-    """The chassis does not serve streams and says so at the start."""
-    rpc = Rpc("Watch", [options_pb2.PUBLIC], stream=True)
-    assert sentence_of([OWNER], rpc).startswith("/probe.ProbeService/Watch is a stream")
+    """The chassis takes no streams and says so at the start."""
+    rpc = Rpc("Watch", [options_pb2.PUBLIC], takes_stream=True)
+    assert sentence_of([OWNER], rpc).startswith("/probe.ProbeService/Watch takes a stream")
 
 
 @pytest.mark.parametrize(

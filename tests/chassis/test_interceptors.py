@@ -165,7 +165,7 @@ async def test_a_defect_tells_only_its_id(room: Probe, monkeypatch: pytest.Monke
 
     room.behaviour = fail
     with structlog.testing.capture_logs() as lines:
-        monkeypatch.setattr("chassis.interceptors._log", structlog.get_logger())
+        monkeypatch.setattr("chassis.answering._log", structlog.get_logger())
         error = await refused(room.call("Open"))
     assert refusal_of(error) == (StatusCode.INTERNAL, "DEFECT")
     info = info_of(error)
@@ -261,7 +261,7 @@ async def test_calls_are_counted_by_method_and_code(room: Probe) -> None:
 async def test_a_refusal_is_one_log_line(room: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused call is logged once, with request id, method, caller, code, reason and fields."""
     with structlog.testing.capture_logs() as lines:
-        monkeypatch.setattr("chassis.interceptors._log", structlog.get_logger())
+        monkeypatch.setattr("chassis.answering._log", structlog.get_logger())
         metadata = (*SERVICE, (REQUEST_ID, "r-7"))
         user_id = str(uuid4())
         await refused(room.call("Own", Ask(text="s3cret" * 9, user_id=user_id), metadata=metadata))

@@ -2,25 +2,41 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
-from finity.auth.v1 import auth_pb2
-from finity.usage.v1 import usage_pb2
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import FileDescriptor
 
 from chassis.contract import Method, methods_of
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = sorted(path.name for path in (ROOT / "services").iterdir() if (path / "rpc.py").exists())
+
+
+def _contract(room: str, module: str) -> FileDescriptor:
+    descriptor: FileDescriptor = import_module(f"finity.{room}.v1.{module}").DESCRIPTOR
+    return descriptor
+
+
+ROOMS = sorted(
+    path.name
+    for path in (ROOT / "services").iterdir()
+    if (path / "rpc.py").exists() or (path / "rpc").is_dir()
+)
+# Every service of a room, whatever file it is in.
 SERVICES = {
-    "auth": auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
-    "usage": usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
+    room: [
+        service
+        for path in sorted((ROOT / "gen" / "finity" / room / "v1").glob("*_pb2.py"))
+        for service in _contract(room, path.stem).services_by_name.values()
+    ]
+    for room in ROOMS
 }
 
 
 def methods(room: str) -> list[Method]:
     """Returns every method of a room, in the contract's order."""
-    return list(methods_of([SERVICES[room]]).values())
+    return list(methods_of(SERVICES[room]).values())
 
 
 @cache

@@ -59,6 +59,8 @@ async def open_processes(
         "FINITY_SERVICE_KEY": SERVICE_KEY,
         "FINITY_ARGON2_MEMORY_KIB": "8",
         "FINITY_ARGON2_TIME_COST": "1",
+        # Everybody is at one address here.
+        "FINITY_GUESSES_PER_ADDRESS": "1000000",
     }
     for room, port in ports.items():
         environment[f"FINITY_{room.upper()}_PORT"] = str(port)
@@ -89,6 +91,7 @@ async def open_processes(
             channels["auth"],
             channels["usage"],
             bearer(SERVICE_KEY),
+            database_url,
         )
         yield Processes(house, channels, children, logs)
 

@@ -20,7 +20,8 @@ from chassis.contract import Method
 from tests.chassis.issuer import unsigned
 from tests.chassis.waiting import until
 from tests.contracts.descriptors import ROOMS, SERVICES, methods
-from tests.contracts.requests import FACTORIES, Given, request_for
+from tests.contracts.requests import FACTORIES, request_for
+from tests.contracts.requests.given import Given
 from tests.fakes import FakeClock
 from tests.running import PASSWORD, House, Metadata, Person, bearer, refusal_of
 
@@ -87,11 +88,11 @@ async def test_every_method_admits_whom_its_contract_names(
             ),
             *await admitted(method, house, user, other, admin),
         ]
-        given = Given(clock, other)
+        given = Given(house, clock, other)
         for attempt in attempts:
             case = f"{method.name} by {attempt.caller}"
             expected[case] = attempt.expected
-            request = request_for(method, replace(given, subject=attempt.subject))
+            request = await request_for(method, replace(given, subject=attempt.subject))
             found[case] = await outcome(channel, method, request, attempt.metadata)
     assert found == expected
 

@@ -19,8 +19,9 @@ from chassis.contract import Method
 from tests.contracts.descriptors import ROOMS, methods
 from tests.contracts.garbage import garbage
 from tests.contracts.processes import Processes, open_processes
-from tests.contracts.requests import Given, request_for
-from tests.running import Metadata, Person
+from tests.contracts.requests import request_for
+from tests.contracts.requests.given import Given
+from tests.running import PASSWORD, Metadata
 
 CALLS = int(os.environ.get("FINITY_GARBAGE_CALLS", "10000"))
 WARM_UP = 500
@@ -63,8 +64,8 @@ async def shower(processes: Processes, room: str, method: Method, calls: int) ->
     somebody = await house.person()
     admin = await house.person(role=auth_pb2.ROLE_ADMIN)
     dice = random.Random(f"{SEED}{method.path}{calls}")  # noqa: S311 - seeded on purpose
-    given = Given(SystemClock(), somebody, somebody.user_id)
-    valid = request_for(method, given)
+    given = Given(house, SystemClock(), somebody, somebody.user_id)
+    valid = await request_for(method, given)
 
     def copy() -> Any:
         fresh = method.request()
@@ -124,8 +125,7 @@ def _explained(code: StatusCode, details: bytes) -> bool:
 def test_the_garbage_is_not_only_noise() -> None:
     """Control: some of what is sent is valid enough to get past the decoder, some is not."""
     (register,) = [method for method in methods("auth") if method.name == "Register"]
-    given = Given(SystemClock(), Person("", "", auth_pb2.SessionTokens()))
-    valid = request_for(register, given)
+    valid = auth_pb2.RegisterRequest(email="ada@example.com", password=PASSWORD)
 
     def copy() -> Any:
         return auth_pb2.RegisterRequest.FromString(valid.SerializeToString())

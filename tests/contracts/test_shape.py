@@ -18,7 +18,7 @@ CLIENT_IDS = {
 
 
 def all_methods() -> list[MethodDescriptor]:
-    return [method for room in ROOMS for method in SERVICES[room].methods]
+    return [method for room in ROOMS for service in SERVICES[room] for method in service.methods]
 
 
 def mutating() -> list[MethodDescriptor]:

@@ -72,6 +72,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the last administrator cannot lose the role."""
     ERROR_REASON_HASHING_BUSY: _ErrorReason.ValueType  # 8
     """RESOURCE_EXHAUSTED: too many passwords wait to be hashed, or the deadline is too near for it."""
+    ERROR_REASON_STEP_UP_REQUIRED: _ErrorReason.ValueType  # 9
+    """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
+    is how many seconds one serves, metadata["acr_values"] how strong it must be.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -94,6 +98,10 @@ ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 7
 """FAILED_PRECONDITION: the last administrator cannot lose the role."""
 ERROR_REASON_HASHING_BUSY: ErrorReason.ValueType  # 8
 """RESOURCE_EXHAUSTED: too many passwords wait to be hashed, or the deadline is too near for it."""
+ERROR_REASON_STEP_UP_REQUIRED: ErrorReason.ValueType  # 9
+"""UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
+is how many seconds one serves, metadata["acr_values"] how strong it must be.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -107,12 +115,15 @@ class User(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_LOGIN_TIME_FIELD_NUMBER: _builtins.int
+    EMAIL_VERIFIED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUIDv7."""
     email: _builtins.str
     """Normalised: trimmed, Unicode NFC, lower case."""
     role: Global___Role.ValueType
     """What the user may do."""
+    email_verified: _builtins.bool
+    """Whether the owner of the address has confirmed it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the account was made."""
@@ -129,10 +140,11 @@ class User(_message.Message):
         role: Global___Role.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         last_login_time: _timestamp_pb2.Timestamp | None = ...,
+        email_verified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_login_time", b"last_login_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "email", b"email", "last_login_time", b"last_login_time", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "email", b"email", "email_verified", b"email_verified", "last_login_time", b"last_login_time", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,6 +215,7 @@ class LoginRequest(_message.Message):
     EMAIL_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     email: _builtins.str
     """Required. At most 254 characters."""
     password: _builtins.str
@@ -211,16 +224,21 @@ class LoginRequest(_message.Message):
     """Optional, at most 64 visible ASCII characters, kept 72 hours. The same key
     with the same request returns the same session.
     """
+    device: _builtins.str
+    """Optional. What the client calls itself in the list of sessions; at most 100
+    characters, no control characters.
+    """
     def __init__(
         self,
         *,
         email: _builtins.str = ...,
         password: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "idempotency_key", b"idempotency_key", "password", b"password"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "email", b"email", "idempotency_key", b"idempotency_key", "password", b"password"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a defect. metadata["error_id"] finds it in the logs."""
     ERROR_REASON_METHOD_UNKNOWN: _ErrorReason.ValueType  # 18
     """UNIMPLEMENTED: no service here has this method."""
+    ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 19
+    """RESOURCE_EXHAUSTED: too many attempts failed; google.rpc.RetryInfo says when the next one counts."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason without the prefix "ERROR_REASON_"."""
@@ -105,4 +107,6 @@ ERROR_REASON_DEFECT: ErrorReason.ValueType  # 17
 """INTERNAL: a defect. metadata["error_id"] finds it in the logs."""
 ERROR_REASON_METHOD_UNKNOWN: ErrorReason.ValueType  # 18
 """UNIMPLEMENTED: no service here has this method."""
+ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 19
+"""RESOURCE_EXHAUSTED: too many attempts failed; google.rpc.RetryInfo says when the next one counts."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,11 +1,10 @@
-"""The rules of accounts and sessions; no input, no output, standard library only."""
+"""A session, how it was opened, and the state of its refresh token."""
 
 import base64
 import binascii
 import hashlib
 import hmac
 import struct
-import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -14,14 +13,8 @@ from uuid import UUID
 _REFRESH_VERSION = 1
 _REFRESH_BODY = struct.Struct(">B16sI")
 _MAC_BYTES = 16
-
-
-class Role(StrEnum):
-    """What a user may do; the values of users.role."""
-
-    FREE = "free"
-    PRO = "pro"
-    ADMIN = "admin"
+# How long a proof of who is there serves for sensitive actions.
+STEP_UP_AGE = timedelta(minutes=10)
 
 
 class EndReason(StrEnum):
@@ -31,18 +24,36 @@ class EndReason(StrEnum):
     REPLAY = "refresh_token_replayed"
     EXPIRED = "expired"
     IDLE = "idle"
+    REVOKED = "revoked_by_user"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    PASSWORD_RESET = "password_reset"  # noqa: S105
+    EMAIL_CHANGED = "email_changed"
+    MFA_CHANGED = "mfa_changed"
+    BANNED = "banned"
+    ADMIN = "revoked_by_admin"
+    DELETED = "account_deleted"
+
+
+class Acr(StrEnum):
+    """How strongly somebody is authenticated; the "acr" claim (NIST SP 800-63B's levels)."""
+
+    AAL1 = "aal1"
+    """One factor."""
+    AAL2 = "aal2"
+    """Two factors, or a passkey that verified its user."""
 
 
 @dataclass(frozen=True, slots=True)
-class User:
-    """An account."""
+class Means:
+    """How and from where a session is opened."""
 
-    id: UUID
-    email: str
-    role: Role
-    token_version: int
-    created_at: datetime
-    last_login: datetime | None
+    amr: tuple[str, ...]
+    """Authentication methods (RFC 8176), e.g. ("pwd", "otp")."""
+    acr: Acr = Acr.AAL1
+    device: str = ""
+    """What the client calls itself; shown in the list of sessions."""
+    address: str | None = None
+    """IP address of the client, None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,14 @@ class Session:
     refreshed_at: datetime
     ended_at: datetime | None = None
     end_reason: str | None = None
+    amr: tuple[str, ...] = ("pwd",)
+    acr: Acr = Acr.AAL1
+    authenticated_at: datetime | None = None
+    """When the user last proved who it is; the "auth_time" claim. None means at created_at."""
+
+    @property
+    def auth_time(self) -> datetime:
+        return self.authenticated_at or self.created_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +100,6 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-def normalise_email(text: str) -> str:
-    """Returns the one form of an address: trimmed, NFC, lower case."""
-    # Some letters compose only once they are small.
-    return unicodedata.normalize("NFC", text.strip().lower())
-
-
 def over(session: Session, policy: SessionPolicy, now: datetime) -> str | None:
     """Returns why a session is over, or None while it lives."""
     if session.ended_at is not None:
@@ -96,6 +109,11 @@ def over(session: Session, policy: SessionPolicy, now: datetime) -> str | None:
     if session.refreshed_at + policy.idle <= now:
         return EndReason.IDLE
     return None
+
+
+def step_up_needed(auth_time: datetime, acr: str, *, mfa: bool, now: datetime) -> bool:
+    """Tells whether a sensitive action needs a new proof of who is there first (RFC 9470)."""
+    return now - auth_time > STEP_UP_AGE or (mfa and acr != Acr.AAL2)
 
 
 def judge_reuse(session: Session, presented: int, policy: SessionPolicy, now: datetime) -> Verdict:

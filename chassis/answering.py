@@ -1,0 +1,143 @@
+"""
+From raw bytes to an answer: who calls, may they, is the request right, is there time.
+
+The gate (interceptors.py) does this for every call; the order is written there.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
+
+import structlog
+from finity.options.v1 import options_pb2
+from google.protobuf.message import Message
+from grpc import aio
+
+from chassis import status
+from chassis.callers import PUBLIC, Authenticator, admit, settle_subject
+from chassis.calls import (
+    DEADLINE_MARGIN,
+    DEADLINE_ROUNDING,
+    Call,
+    caller_address,
+    enter,
+    request_id,
+)
+from chassis.contract import Method, validate
+from chassis.errors import Code, Refusal
+from chassis.refusals import DeadlinePassed, Defect, Overloaded
+
+NO_DEADLINE = 10**9
+_log = structlog.get_logger()
+T = TypeVar("T")
+Context: TypeAlias = "aio.ServicerContext[Any, Any]"
+Behavior = Callable[[Message, Any], Awaitable[Message]]
+StreamBehavior = Callable[[Message, Any], AsyncGenerator[Message, None]]
+
+
+class Answering:
+    """Answers calls of both kinds; every exception that leaves it is a Refusal or the library's."""
+
+    def __init__(self, authenticator: Authenticator, default_deadline: float) -> None:
+        """`default_deadline` is in seconds, for unary calls whose caller named none."""
+        self._authenticator = authenticator
+        self._default_deadline = default_deadline
+
+    async def unary(
+        self, method: Method, behavior: Behavior, raw: bytes, context: Context, *, full: bool
+    ) -> Message:
+        """Answers one call; Overloaded if the server is `full`."""
+        call, authorization = self._enter(method, context, self._default_deadline)
+        try:
+            request = await self._admitted(call, authorization, raw, full=full)
+            return await _within(call.remaining(), behavior(request, context))
+        except Exception as error:
+            raise _explained(call, error) from error
+
+    async def stream(
+        self, method: Method, behavior: StreamBehavior, raw: bytes, context: Context, *, full: bool
+    ) -> None:
+        """Writes what the handler yields; it has the caller's deadline or none."""
+        call, authorization = self._enter(method, context, float("inf"))
+        try:
+            request = await self._admitted(call, authorization, raw, full=full)
+            messages = behavior(request, context)
+            await _within(call.remaining(), self._write(call, authorization, messages, context))
+        except Exception as error:
+            raise _explained(call, error) from error
+
+    async def _write(
+        self,
+        call: Call,
+        authorization: str,
+        messages: AsyncGenerator[Message, None],
+        context: Context,
+    ) -> None:
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                # Credentials may have ended since the stream began; nothing is written on them.
+                await self._authenticate(call, authorization)
+                await context.write(message)
+
+    def _enter(self, method: Method, context: Context, default_deadline: float) -> tuple[Call, str]:
+        metadata = dict(context.invocation_metadata() or ())
+        remaining = context.time_remaining()
+        if remaining is None or remaining > NO_DEADLINE:
+            remaining = default_deadline
+        ends = time.monotonic() + remaining * (1 - DEADLINE_ROUNDING) - DEADLINE_MARGIN
+        call = Call(method, request_id(metadata), PUBLIC, ends)
+        call.address = lambda: caller_address(context.peer(), metadata)
+        enter(call)
+        return call, str(metadata.get("authorization", ""))
+
+    async def _admitted(self, call: Call, authorization: str, raw: bytes, *, full: bool) -> Message:
+        if full:
+            raise Overloaded(retry_after=0.5)
+        # Before a byte of the body is read: decoding is work that strangers must not order.
+        may_name_anyone = await self._authenticate(call, authorization)
+        request = call.method.parse(raw)
+        settle_subject(call.method, request, call.caller, may_name_anyone)
+        validate(request)
+        return request
+
+    async def _authenticate(self, call: Call, authorization: str) -> bool:
+        """Finds out who calls; returns whether it may name any user."""
+        if options_pb2.PUBLIC in call.method.allow:
+            return False
+        call.caller = await self._authenticator.authenticate(authorization)
+        return admit(call.method, call.caller)
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    deadline = asyncio.timeout(None if seconds == float("inf") else max(seconds, 0.0))
+    try:
+        async with deadline:
+            return await work
+    except TimeoutError:
+        if deadline.expired():
+            raise DeadlinePassed from None
+        raise
+
+
+def _explained(call: Call, error: Exception) -> Exception:
+    """Returns what the caller is told of an error, and logs it."""
+    if isinstance(error, aio.AbortError):
+        return error
+    # What another service holds against us is no answer to our caller.
+    ours = isinstance(error, status.PeerRefusal) and error.code in status.NOT_FOR_CALLERS
+    if not isinstance(error, Refusal) or ours:
+        error_id = uuid.uuid4().hex[:12]
+        _log.error("defect", **call.fields(), error_id=error_id, exc_info=error)
+        return Defect(metadata={"error_id": error_id})
+    broken = [f"{violation.field}: {violation.rule}" for violation in error.violations]
+    _log.info(
+        "refused",
+        **call.fields(),
+        code=Code(error.code).name,
+        reason=error.reason,
+        **({"fields": broken} if broken else {}),
+    )
+    return error

@@ -1,0 +1,1 @@
+"""The rules of accounts and sessions; no input, no output, standard library only."""

@@ -1,0 +1,38 @@
+"""How often a secret may be guessed: per account, per address, and per pair of both."""
+
+from chassis.limits import Try
+from services.auth.service.room import Room
+
+
+class Attempts:
+    """Counts failures; nothing it keeps names an account or an address."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    async def check(self, account: str, address: str | None) -> None:
+        """TooManyAttempts while an earlier failure still holds callers off."""
+        await self._room.limits.check(*self._tries(account, address))
+
+    async def failed(self, account: str, address: str | None) -> None:
+        await self._room.limits.failed(*self._tries(account, address))
+
+    async def succeeded(self, account: str, address: str | None) -> None:
+        """
+        Forgets the failures of the pair.
+
+        TooManyAttempts if guesses that ran beside this one used the limit up: the
+        one of many parallel guesses that is right must not get through.
+        """
+        tries = self._tries(account, address)
+        await self._room.limits.check(*tries)
+        await self._room.limits.forget(tries[-1])
+
+    def _tries(self, account: str, address: str | None) -> list[Try]:
+        who, where = self._room.pseudonym(account), self._room.pseudonym(address or "unknown")
+        guesses = self._room.guesses
+        return [
+            Try(guesses.address, where),
+            Try(guesses.account, who),
+            Try(guesses.pair, f"{who}:{where}"),
+        ]

@@ -1,0 +1,55 @@
+"""What the use cases of the room stand on."""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from chassis.clock import Clock
+from chassis.limits import Limit, Limits
+from chassis.postgres import Database
+from chassis.revocations import Revocations
+from services.auth.domain.sessions import SessionPolicy
+from services.auth.keys import Signer
+from services.auth.passwords import Passwords
+
+ROOM = "auth"
+KEYS = "auth_idempotency_keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """
+    How fast passwords and codes may be guessed.
+
+    An account is guessed at from many places, and an address guesses at many
+    accounts: both are slowed down later than the pair, which is what somebody
+    who mistypes a password is.
+    """
+
+    pair: Limit
+    account: Limit
+    address: Limit
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Put together once, by __main__; every service takes it."""
+
+    database: Database
+    clock: Clock
+    passwords: Passwords
+    signer: Signer
+    policy: SessionPolicy
+    limits: Limits
+    guesses: Guesses
+    derive: Callable[[str], bytes]
+    """Gives 32 bytes for one purpose; see ServiceSettings.derive."""
+    announce: Callable[[Revocations], Awaitable[None]]
+    """Tells every process what was revoked; to be called after the commit."""
+    wake_relay: Callable[[], None]
+    """Says that an event waits in the outbox; to be called after the commit."""
+
+    def pseudonym(self, text: str) -> str:
+        """Returns a stand-in for an address or account in places that must not name anybody."""
+        return hmac.digest(self.derive("pseudonyms"), text.encode(), hashlib.sha256)[:16].hex()

@@ -1,0 +1,18 @@
+"""Sensitive actions need a fresh proof of who is there (RFC 9470)."""
+
+from datetime import datetime
+
+from chassis.callers import Caller
+from services.auth.domain.sessions import STEP_UP_AGE, Acr, step_up_needed
+from services.auth.domain.users import User
+from services.auth.errors import StepUpRequired
+
+
+def require_fresh(caller: Caller, user: User, now: datetime) -> None:
+    """StepUpRequired unless the caller proved lately, and strongly enough, that it is the user."""
+    mfa = user.mfa_enabled_at is not None
+    auth_time = caller.auth_time
+    if auth_time is None or step_up_needed(auth_time, caller.acr, mfa=mfa, now=now):
+        acr = Acr.AAL2 if mfa else Acr.AAL1
+        age = int(STEP_UP_AGE.total_seconds())
+        raise StepUpRequired(metadata={"acr_values": acr, "max_age": str(age)})

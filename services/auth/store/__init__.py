@@ -1,0 +1,1 @@
+"""Every SQL statement of the auth room, a module for each resource."""
