@@ -2,16 +2,49 @@
 Limits on guessing: a few free failures, then a delay that doubles with each further one.
 
 A failure costs the next try of the same account, address or pair a wait; nobody is
-locked out for good, and a count that nobody adds to is forgotten.
+locked out for good, and a count that nobody adds to is forgotten. The counts are
+in Redis, one for all processes, and in this process as well: with Redis gone, slow
+or flushed the process goes on with its own, so the limits never fail open.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from chassis.refusals import TooManyAttempts
 
 REMEMBERED = 100_000
+# A frozen Redis may hold up a login for so many seconds, and then is left alone for a while.
+REDIS_SECONDS = 0.25
+REDIS_REST_SECONDS = 5.0
+_PREFIX = "finity:limits:"
+_log = structlog.get_logger()
+
+# One key a script, so that a Redis Cluster can run it; Redis' own clock, so that processes agree.
+_SCRIPT = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local known = redis.call('HMGET', KEYS[1], 'failures', 'last')
+local failures, last = tonumber(known[1]) or 0, tonumber(known[2]) or 0
+local free, first, longest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if ARGV[1] == 'fail' then
+  redis.call('HSET', KEYS[1], 'failures', failures + 1, 'last', now)
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+  return 0
+end
+local wait = 0
+if failures > free then
+  wait = math.max(0, last + math.min(first * 2 ^ math.min(failures - free - 1, 60), longest) - now)
+end
+if ARGV[1] == 'forgive' and wait == 0 then redis.call('DEL', KEYS[1]) end
+return math.ceil(wait)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +74,31 @@ class Try:
 
     limit: Limit
     who: str
+    """Whoever it is under a name that tells nobody: it is a key in Redis."""
 
 
 class Limits:
-    """The counts of one process."""
+    """The counts, shared over Redis where there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, redis: Redis | None = None) -> None:
+        self._redis = redis
+        self._resting = float("-inf")
         self._counts: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
-    async def check(self, *tries: Try) -> None:
-        """TooManyAttempts, with the time to wait, while any of them is held off."""
-        now = time.monotonic()
-        wait = max(self._until(one, now) - now for one in tries)
+    async def check(self, *tries: Try, forgive: Try | None = None) -> None:
+        """
+        TooManyAttempts, with the time to wait, while any of them is held off.
+
+        Otherwise the failures counted against `forgive`, one of them, are forgotten.
+        """
+        wait = max(self._wait(one) for one in tries)
+        if wait <= 0:
+            shared = await self._ask(tries, ["forgive" if one is forgive else "" for one in tries])
+            wait = max(shared, default=0.0) / 1000
         if wait > 0:
             raise TooManyAttempts(retry_after=wait)
+        if forgive is not None:
+            self._counts.pop((forgive.limit.name, forgive.who), None)
 
     async def failed(self, *tries: Try) -> None:
         """Counts a failure against each."""
@@ -66,12 +110,29 @@ class Limits:
             self._counts[one.limit.name, one.who] = failures + 1, now
         while len(self._counts) > REMEMBERED:
             self._counts.popitem(last=False)
+        await self._ask(tries, ["fail"] * len(tries))
 
-    async def forget(self, *tries: Try) -> None:
-        """Takes back every failure counted against each."""
-        for one in tries:
-            self._counts.pop((one.limit.name, one.who), None)
-
-    def _until(self, one: Try, now: float) -> float:
+    def _wait(self, one: Try) -> float:
+        now = time.monotonic()
         failures, last = self._counts.get((one.limit.name, one.who), (0, now))
-        return last + one.limit.wait(failures)
+        return last + one.limit.wait(failures) - now
+
+    async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[float]:
+        """Returns the waits that Redis knows of, in milliseconds; none if it does not answer."""
+        if self._redis is None or time.monotonic() < self._resting:
+            return []
+        try:
+            async with asyncio.timeout(REDIS_SECONDS), self._redis.pipeline(False) as pipeline:
+                for one, action in zip(tries, actions, strict=True):
+                    key = f"{_PREFIX}{one.limit.name}:{one.who}"
+                    pipeline.eval(_SCRIPT, 1, key, *_numbers(action, one.limit))
+                return [float(wait) for wait in await pipeline.execute()]
+        except (RedisError, OSError, TimeoutError) as error:
+            self._resting = time.monotonic() + REDIS_REST_SECONDS
+            _log.warning("redis is gone; attempts are counted here", error=type(error).__name__)
+            return []
+
+
+def _numbers(action: str, limit: Limit) -> tuple[str, ...]:
+    seconds = (limit.first, limit.longest, limit.remembered)
+    return (action, str(limit.free), *(str(round(1000 * value)) for value in seconds))

@@ -77,7 +77,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             passwords=passwords,
             signer=signer,
             policy=policy,
-            limits=Limits(),
+            limits=Limits(redis),
             guesses=settings.guesses(),
             derive=settings.derive,
             announce=announce_revoked,

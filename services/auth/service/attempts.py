@@ -25,8 +25,7 @@ class Attempts:
         one of many parallel guesses that is right must not get through.
         """
         tries = self._tries(account, address)
-        await self._room.limits.check(*tries)
-        await self._room.limits.forget(tries[-1])
+        await self._room.limits.check(*tries, forgive=tries[-1])
 
     def _tries(self, account: str, address: str | None) -> list[Try]:
         who, where = self._room.pseudonym(account), self._room.pseudonym(address or "unknown")
