@@ -36,7 +36,7 @@ local free, first, longest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV
 if ARGV[1] == 'fail' then
   redis.call('HSET', KEYS[1], 'failures', failures + 1, 'last', now)
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  return 0
+  return failures + 1
 end
 local wait = 0
 if failures > free then
@@ -85,40 +85,48 @@ class Limits:
         self._resting = float("-inf")
         self._counts: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
 
+    def check_here(self, *tries: Try) -> None:
+        """TooManyAttempts while this process knows that any of them is held off."""
+        wait = max(self._wait(one) for one in tries)
+        if wait > 0:
+            raise TooManyAttempts(retry_after=wait)
+
     async def check(self, *tries: Try, forgive: Try | None = None) -> None:
         """
-        TooManyAttempts, with the time to wait, while any of them is held off.
+        TooManyAttempts, with the time to wait, while any of them is held off anywhere.
 
         Otherwise the failures counted against `forgive`, one of them, are forgotten.
         """
-        wait = max(self._wait(one) for one in tries)
-        if wait <= 0:
-            shared = await self._ask(tries, ["forgive" if one is forgive else "" for one in tries])
-            wait = max(shared, default=0.0) / 1000
-        if wait > 0:
-            raise TooManyAttempts(retry_after=wait)
+        self.check_here(*tries)
+        waits = await self._ask(tries, ["forgive" if one is forgive else "" for one in tries])
+        if any(waits):
+            raise TooManyAttempts(retry_after=max(waits) / 1000)
         if forgive is not None:
             self._counts.pop((forgive.limit.name, forgive.who), None)
 
     async def failed(self, *tries: Try) -> None:
         """Counts a failure against each."""
         now = time.monotonic()
-        for one in tries:
+        elsewhere = await self._ask(tries, ["fail"] * len(tries)) or [0] * len(tries)
+        for one, known in zip(tries, elsewhere, strict=True):
             failures, last = self._counts.pop((one.limit.name, one.who), (0, now))
             if now - last > one.limit.remembered:
                 failures = 0
-            self._counts[one.limit.name, one.who] = failures + 1, now
+            self._counts[one.limit.name, one.who] = max(failures + 1, known), now
         while len(self._counts) > REMEMBERED:
             self._counts.popitem(last=False)
-        await self._ask(tries, ["fail"] * len(tries))
 
     def _wait(self, one: Try) -> float:
         now = time.monotonic()
         failures, last = self._counts.get((one.limit.name, one.who), (0, now))
         return last + one.limit.wait(failures) - now
 
-    async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[float]:
-        """Returns the waits that Redis knows of, in milliseconds; none if it does not answer."""
+    async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[int]:
+        """
+        Returns what Redis says of each: the wait in milliseconds, or after a failure their number.
+
+        Nothing if it does not answer.
+        """
         if self._redis is None or time.monotonic() < self._resting:
             return []
         try:
@@ -126,7 +134,7 @@ class Limits:
                 for one, action in zip(tries, actions, strict=True):
                     key = f"{_PREFIX}{one.limit.name}:{one.who}"
                     pipeline.eval(_SCRIPT, 1, key, *_numbers(action, one.limit))
-                return [float(wait) for wait in await pipeline.execute()]
+                return [int(number) for number in await pipeline.execute()]
         except (RedisError, OSError, TimeoutError) as error:
             self._resting = time.monotonic() + REDIS_REST_SECONDS
             _log.warning("redis is gone; attempts are counted here", error=type(error).__name__)

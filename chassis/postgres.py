@@ -64,7 +64,11 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection for reads; DatabaseUnavailable when none comes or answers in time."""
+        """
+        A connection for reads, or for one statement that commits by itself.
+
+        DatabaseUnavailable when none comes or answers in time.
+        """
         if self._per_transaction:
             async with self.transaction() as connection:
                 yield connection
@@ -80,9 +84,9 @@ class Database:
         A row that somebody else holds for longer than `lock_ms` is a Conflict.
         """
         async with self._acquired() as connection:
-            await connection.execute(
-                f"BEGIN; SET LOCAL lock_timeout = {lock_ms};{self._per_transaction}"
-            )
+            # The usual timeout is the connection's own; naming it would only cost time.
+            patience = f" SET LOCAL lock_timeout = {lock_ms};" if lock_ms != LOCK_TIMEOUT_MS else ""
+            await connection.execute(f"BEGIN;{self._per_transaction}{patience}")
             try:
                 yield connection
                 await connection.execute("COMMIT")
@@ -117,6 +121,7 @@ async def open_database(url: str, *, role: str | None, application: str) -> Asyn
     dsn = parse_dsn(url)
     settings = {
         "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+        "lock_timeout": str(LOCK_TIMEOUT_MS),
         "idle_in_transaction_session_timeout": str(3 * STATEMENT_TIMEOUT_MS),
         "search_path": dsn.search_path,
         **({"role": role} if role else {}),

@@ -8,6 +8,8 @@ before the call's deadline is refused before it starts.
 
 import asyncio
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from services.auth.errors import HashingBusy
 T = TypeVar("T")
 # Weight of the newest measurement in the running mean of a hash's time.
 _SMOOTHING = 0.1
+_NICENESS = 10
 
 
 class Passwords:
@@ -33,7 +36,9 @@ class Passwords:
             time_cost=time_cost, memory_cost=memory_kib, parallelism=1, hash_len=32, salt_len=16
         )
         self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="argon2")
+        self._pool = ThreadPoolExecutor(
+            self._threads, thread_name_prefix="argon2", initializer=_yield_to_others
+        )
         self._queue = queue
         self._waiting = 0
         started = time.perf_counter()
@@ -78,6 +83,13 @@ class Passwords:
             return work()
         finally:
             self._seconds += _SMOOTHING * (time.perf_counter() - started - self._seconds)
+
+
+def _yield_to_others() -> None:
+    """Lowers this thread's priority: whoever asks for anything but a hash must not wait for one."""
+    # Elsewhere than on Linux a priority is the whole process's.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _seconds_left() -> float:

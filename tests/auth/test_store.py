@@ -1,5 +1,6 @@
 """The auth room's SQL; every test is rolled back."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -28,13 +29,15 @@ async def make_session(
     now = clock.now()
     user = await make_user(conn, clock)
     session = Session(uuid7(now), user.id, 0, now, now + POLICY.absolute, now)
-    await store_sessions.insert_session(
+    await store_sessions.open_session(
         conn,
         session,
         device="",
         address=None,
         access_token_id=str(uuid4()),
         refresh_digest=uuid4().hex,
+        verified=None,
+        new_hash=None,
     )
     if refreshed_at:
         await conn.execute(
@@ -102,31 +105,48 @@ async def test_users_are_listed_by_key(conn: Connection, clock: FakeClock) -> No
     assert await store_users.list_users(conn, role=Role.PRO, before=None, limit=9) == users[1::2]
 
 
+async def open_session(
+    conn: Connection, user: User, now: datetime, *, verified: str | None = None, new: str = ""
+) -> User | None:
+    session = Session(uuid7(now), user.id, 0, now, now + POLICY.absolute, now)
+    return await store_sessions.open_session(
+        conn,
+        session,
+        device="",
+        address=None,
+        access_token_id=str(uuid4()),
+        refresh_digest=uuid4().hex,
+        verified=verified,
+        new_hash=new or None,
+    )
+
+
 async def test_a_login_is_stamped(conn: Connection, clock: FakeClock) -> None:
-    """A login sets last_login; a ban that holds and an erased account let nobody in."""
+    """A session opens with its login stamped; a ban that holds lets nobody in, nor does nobody."""
     user = await make_user(conn, clock)
-    stamped = await store_users.record_login(conn, user.id, clock.now())
-    assert stamped is not None
-    assert stamped.last_login == clock.now()
+    stamped = await open_session(conn, user, clock.now())
+    assert stamped == replace(user, last_login=clock.now())
     ban = "UPDATE users SET banned_at = $2, banned_until = $3, ban_reason = 'test' WHERE id = $1"
     await conn.execute(ban, user.id, clock.now(), clock.now() + timedelta(hours=1))
-    assert await store_users.record_login(conn, user.id, clock.now()) is None
+    assert await open_session(conn, user, clock.now()) is None
     clock.advance(hours=1)
-    assert await store_users.record_login(conn, user.id, clock.now()) is not None
+    assert await open_session(conn, user, clock.now()) is not None
     await conn.execute(ban, user.id, clock.now(), None)
-    assert await store_users.record_login(conn, user.id, clock.now()) is None
-    assert await store_users.record_login(conn, uuid4(), clock.now()) is None
+    assert await open_session(conn, user, clock.now()) is None
+    assert await open_session(conn, replace(user, id=uuid4()), clock.now()) is None
+    assert await conn.fetchval("SELECT count(*) FROM sessions") == 2
 
 
-async def test_a_password_is_confirmed(conn: Connection, clock: FakeClock) -> None:
-    """A new hash replaces only the one that was verified."""
+async def test_a_session_opens_on_the_password_that_was_verified(
+    conn: Connection, clock: FakeClock
+) -> None:
+    """A hash changed since opens nothing; a new hash replaces only the one that was verified."""
     user = await make_user(conn, clock)
-    confirm = store_users.confirm_password
-    assert await confirm(conn, user.id, verified="none", new_hash=None)
-    assert await store_users.find_login(conn, user.email) == (user, "none")
-    assert await confirm(conn, user.id, verified="none", new_hash="new")
-    assert not await confirm(conn, user.id, verified="none", new_hash="late")
-    assert await store_users.find_login(conn, user.email) == (user, "new")
+    assert await open_session(conn, user, clock.now(), verified="none", new="new") is not None
+    assert await open_session(conn, user, clock.now(), verified="none", new="late") is None
+    found = await store_users.find_login(conn, user.email)
+    assert found is not None
+    assert found[1] == "new"
 
 
 async def test_a_new_role_is_a_new_version(conn: Connection, clock: FakeClock) -> None:

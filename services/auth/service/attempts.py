@@ -14,6 +14,10 @@ class Attempts:
         """TooManyAttempts while an earlier failure still holds callers off."""
         await self._room.limits.check(*self._tries(account, address))
 
+    def check_here(self, account: str, address: str | None) -> None:
+        """The same as far as this process knows; `succeeded` asks every other."""
+        self._room.limits.check_here(*self._tries(account, address))
+
     async def failed(self, account: str, address: str | None) -> None:
         await self._room.limits.failed(*self._tries(account, address))
 

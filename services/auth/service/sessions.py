@@ -47,6 +47,16 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """A password that fitted."""
+
+    hashed: str
+    """The hash it fitted, which must still be the account's when the session opens."""
+    new_hash: str | None
+    """What is to replace a hash of outdated parameters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Introspection:
     """What a good access token says."""
 
@@ -66,74 +76,77 @@ class SessionService:
         self._refresh_key = room.derive("refresh-tokens")
 
     async def sign_in(
-        self, conn: Connection, user_id: UUID, means: Means, now: datetime
+        self,
+        conn: Connection,
+        user_id: UUID,
+        means: Means,
+        now: datetime,
+        *,
+        password: Verified | None = None,
     ) -> tuple[Tokens, User]:
         """
         Opens a session; every way to log in ends here, in the transaction that proved it.
 
         LoginFailed if the account is banned, erased or gone: a proof of who
-        somebody is does not yet let them in.
+        somebody is does not yet let them in. The same if `password` was changed
+        since it was verified.
         """
-        user = await users.record_login(conn, user_id, now)
-        if user is None:
-            raise LoginFailed
-        session = Session(
-            uuid7(now),
-            user.id,
-            0,
-            now,
-            now + self._room.policy.absolute,
-            now,
-            amr=means.amr,
-            acr=means.acr,
-        )
+        ends = now + self._room.policy.absolute
+        session = Session(uuid7(now), user_id, 0, now, ends, now, amr=means.amr, acr=means.acr)
         token_id = str(uuid4())
-        tokens = self.tokens(user, session, token_id, now)
-        await sessions.insert_session(
+        user = await sessions.open_session(
             conn,
             session,
             device=means.device,
             address=means.address,
             access_token_id=token_id,
-            refresh_digest=digest(tokens.refresh_token),
+            refresh_digest=digest(write_refresh_token(self._refresh_key, session.id, 0)),
+            verified=password.hashed if password else None,
+            new_hash=password.new_hash if password else None,
         )
-        return tokens, user
+        if user is None:
+            raise LoginFailed
+        return self.tokens(user, session, token_id, now), user
 
     async def login(
         self, *, email: str, password: str, means: Means, key: Key | None
     ) -> tuple[Tokens, User]:
         """Opens a session; whatever is wrong, LoginFailed costs the same and says the same."""
-        address = normalise_email(email)
-        await self._attempts.check(address, means.address)
+        database = self._room.database
+        user_id, verified = await self._verify(normalise_email(email), password, means)
+        now = self._room.clock.now()
+        if key is None:
+            # One statement, which needs no transaction around it.
+            async with database.connection() as conn:
+                return await self.sign_in(conn, user_id, means, now, password=verified)
+        opened: tuple[Tokens, User] | None = None
+        async with database.transaction() as conn:
+
+            async def effect() -> UUID:
+                nonlocal opened
+                opened = await self.sign_in(conn, user_id, means, now, password=verified)
+                return opened[0].session.id
+
+            session_id = await idempotency.once(conn, KEYS, key, UUID, effect, now=now)
+            return opened or await self.opened_before(conn, session_id, now)
+
+    async def _verify(self, email: str, password: str, means: Means) -> tuple[UUID, Verified]:
+        """Returns whose password it is; LoginFailed if it is nobody's."""
+        self._attempts.check_here(email, means.address)
         async with self._room.database.connection() as conn:
-            found = await users.find_login(conn, address)
+            found = await users.find_login(conn, email)
         user, hashed = found or (None, None)
         fits = await self._room.passwords.verify(password, hashed)
         if not fits or user is None or hashed is None:
-            await self._attempts.failed(address, means.address)
+            await self._attempts.failed(email, means.address)
             raise LoginFailed
-        await self._attempts.succeeded(address, means.address)
+        await self._attempts.succeeded(email, means.address)
         new_hash = None
         if self._room.passwords.outdated(hashed):
             # Where there is no time for a new hash, the next login makes it.
             with contextlib.suppress(HashingBusy):
                 new_hash = await self._room.passwords.hash(password)
-        now = self._room.clock.now()
-        opened: tuple[Tokens, User] | None = None
-        async with self._room.database.transaction() as conn:
-
-            async def effect() -> UUID:
-                nonlocal opened
-                # Another password may have been set since this one was verified.
-                if not await users.confirm_password(
-                    conn, user.id, verified=hashed, new_hash=new_hash
-                ):
-                    raise LoginFailed
-                opened = await self.sign_in(conn, user.id, means, now)
-                return opened[0].session.id
-
-            session_id = await idempotency.once(conn, KEYS, key, UUID, effect, now=now)
-            return opened or await self.opened_before(conn, session_id, now)
+        return user.id, Verified(hashed, new_hash)
 
     async def opened_before(
         self, conn: Connection, session_id: UUID, now: datetime

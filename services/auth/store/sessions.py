@@ -8,6 +8,8 @@ from asyncpg import Record
 
 from chassis.postgres import Connection
 from services.auth.domain.sessions import Acr, Session
+from services.auth.domain.users import User
+from services.auth.store.users import USER, to_user
 
 _SESSION = (
     "id, user_id, counter, created_at, expires_at, refreshed_at, ended_at, end_reason, amr, acr,"
@@ -15,7 +17,7 @@ _SESSION = (
 )
 
 
-async def insert_session(
+async def open_session(
     conn: Connection,
     session: Session,
     *,
@@ -23,11 +25,25 @@ async def insert_session(
     address: str | None,
     access_token_id: str,
     refresh_digest: str,
-) -> None:
-    await conn.execute(
-        "INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at, expires_at,"
-        " refreshed_at, last_seen_at, amr, acr, device, address)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10)",
+    verified: str | None,
+    new_hash: str | None,
+) -> User | None:
+    """
+    Inserts a session and stamps the account's login, both or neither, in one statement.
+
+    None if the account is banned, erased or gone, or if its password hash is not the
+    `verified` one any more. `new_hash` replaces a hash of outdated parameters.
+    """
+    row = await conn.fetchrow(
+        "WITH person AS (UPDATE users SET last_login = $5,"
+        "  password_hash = coalesce($12, password_hash)"
+        " WHERE id = $2 AND erased_at IS NULL AND (banned_at IS NULL OR banned_until <= $5)"
+        "  AND ($11::text IS NULL OR password_hash = $11)"
+        f" RETURNING {USER}),"
+        " opened AS (INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at,"
+        "  expires_at, refreshed_at, last_seen_at, amr, acr, device, address)"
+        " SELECT $1, id, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10 FROM person)"
+        f" SELECT {USER} FROM person",
         session.id,
         session.user_id,
         access_token_id,
@@ -38,7 +54,10 @@ async def insert_session(
         session.acr,
         device,
         address,
+        verified,
+        new_hash,
     )
+    return to_user(row) if row else None
 
 
 async def get_session(conn: Connection, session_id: UUID) -> Session | None:

@@ -10,7 +10,7 @@ from chassis.postgres import Connection, on_constraint
 from services.auth.domain.users import Role, User
 from services.auth.errors import EmailAlreadyTaken
 
-_USER = (
+USER = (
     "id, email, role, token_version, created_at, last_login, email_verified_at, mfa_enabled_at,"
     " banned_at, banned_until, deletion_requested_at, erased_at"
 )
@@ -23,35 +23,35 @@ async def insert_user(
     with on_constraint("users_email_key", EmailAlreadyTaken):
         row = await conn.fetchrow(
             f"INSERT INTO users (id, email, password_hash, created_at) VALUES ($1, $2, $3, $4)"
-            f" RETURNING {_USER}",
+            f" RETURNING {USER}",
             user_id,
             email,
             password_hash,
             now,
         )
-    return _user(row)
+    return to_user(row)
 
 
 async def find_login(conn: Connection, email: str) -> tuple[User, str | None] | None:
     """Returns the account of an address with its password hash, or None."""
-    row = await conn.fetchrow(f"SELECT {_USER}, password_hash FROM users WHERE email = $1", email)
-    return (_user(row), row["password_hash"]) if row else None
+    row = await conn.fetchrow(f"SELECT {USER}, password_hash FROM users WHERE email = $1", email)
+    return (to_user(row), row["password_hash"]) if row else None
 
 
 async def find_by_email(conn: Connection, email: str) -> User | None:
-    row = await conn.fetchrow(f"SELECT {_USER} FROM users WHERE email = $1", email)
-    return _user(row) if row else None
+    row = await conn.fetchrow(f"SELECT {USER} FROM users WHERE email = $1", email)
+    return to_user(row) if row else None
 
 
 async def get_user(conn: Connection, user_id: UUID) -> User | None:
-    row = await conn.fetchrow(f"SELECT {_USER} FROM users WHERE id = $1", user_id)
-    return _user(row) if row else None
+    row = await conn.fetchrow(f"SELECT {USER} FROM users WHERE id = $1", user_id)
+    return to_user(row) if row else None
 
 
 async def lock_user(conn: Connection, user_id: UUID) -> User | None:
     """Locks an account; rows that refer to it may still come meanwhile."""
-    row = await conn.fetchrow(f"SELECT {_USER} FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
-    return _user(row) if row else None
+    row = await conn.fetchrow(f"SELECT {USER} FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
+    return to_user(row) if row else None
 
 
 async def lock_admins(conn: Connection) -> list[UUID]:
@@ -67,57 +67,26 @@ async def list_users(
 ) -> list[User]:
     """Returns users, newest first, from just before the id `before`."""
     rows = await conn.fetch(
-        f"SELECT {_USER} FROM users"
+        f"SELECT {USER} FROM users"
         " WHERE ($1::text IS NULL OR role = $1) AND ($2::uuid IS NULL OR id < $2)"
         " ORDER BY id DESC LIMIT $3",
         role,
         before,
         limit,
     )
-    return [_user(row) for row in rows]
-
-
-async def record_login(conn: Connection, user_id: UUID, now: datetime) -> User | None:
-    """Locks an account and stamps the login; None if it is banned, erased or gone."""
-    row = await conn.fetchrow(
-        "UPDATE users SET last_login = $2 WHERE id = $1 AND erased_at IS NULL"
-        " AND (banned_at IS NULL OR banned_until <= $2)"
-        f" RETURNING {_USER}",
-        user_id,
-        now,
-    )
-    return _user(row) if row else None
-
-
-async def confirm_password(
-    conn: Connection, user_id: UUID, *, verified: str, new_hash: str | None
-) -> bool:
-    """
-    Locks an account whose hash is still the verified one, and stores `new_hash` if there is one.
-
-    False, and nothing is written, if another hash was set since.
-    """
-    return bool(
-        await conn.fetchval(
-            "UPDATE users SET password_hash = coalesce($3, password_hash)"
-            " WHERE id = $1 AND password_hash = $2 RETURNING true",
-            user_id,
-            verified,
-            new_hash,
-        )
-    )
+    return [to_user(row) for row in rows]
 
 
 async def set_role(conn: Connection, user_id: UUID, role: Role, now: datetime) -> User:
     """Changes the role and ends every access token issued before."""
     row = await conn.fetchrow(
         "UPDATE users SET role = $2, token_version = token_version + 1, tokens_revoked_at = $3"
-        f" WHERE id = $1 RETURNING {_USER}",
+        f" WHERE id = $1 RETURNING {USER}",
         user_id,
         role,
         now,
     )
-    return _user(row)
+    return to_user(row)
 
 
 async def revoke_tokens(conn: Connection, user_id: UUID, now: datetime) -> int:
@@ -139,7 +108,7 @@ async def revoked_versions(conn: Connection, since: datetime) -> Sequence[tuple[
     return [(row["id"], row["token_version"]) for row in rows]
 
 
-def _user(row: Record) -> User:
+def to_user(row: Record) -> User:
     return User(
         id=row["id"],
         email=row["email"],
