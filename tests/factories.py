@@ -90,6 +90,7 @@ async def open_auth(
     *,
     policy: SessionPolicy = POLICY,
     time_cost: int = 1,
+    memory_kib: int = 8,
     guesses: Guesses = GUESSES,
 ) -> AsyncIterator[AuthRoom]:
     """The auth room over a database; any number of them may share it."""
@@ -108,7 +109,7 @@ async def open_auth(
         announced.append(revoked)
         verifier.revoke(revoked)
 
-    passwords = Passwords(memory_kib=8, time_cost=time_cost, queue=1000)
+    passwords = Passwords(memory_kib=memory_kib, time_cost=time_cost, queue=1000)
     room = Room(
         database=database,
         clock=clock,

@@ -1,0 +1,193 @@
+"""Guessing passwords: how often, and whether the answer or its time tells anything."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from chassis.limits import Limit
+from chassis.postgres import Connection, Database
+from services.auth.domain.sessions import Means
+from services.auth.errors import LoginFailed
+from services.auth.passwords import Passwords
+from services.auth.service.attempts import Attempts
+from services.auth.service.room import Guesses
+from tests.factories import MEANS, AuthRoom, an_address, at_once, log_in, open_auth, reason_of
+from tests.fakes import FakeClock
+from tests.running import PASSWORD
+
+WRONG = "wrong horse battery"
+STRICT = Limit("strict", free=3, first=60.0, longest=60.0)
+LOOSE = Limit("loose", free=1_000_000, first=1.0, longest=1.0)
+# Mann-Whitney's U as a share: 0.5 says that two samples cannot be told apart, 0 or 1 that every
+# pair of values can. For 120 values each, chance alone stays within 0.04 two times in three.
+SAMPLES = 120
+APART = 0.17
+
+
+def guesses(**limits: Limit) -> Guesses:
+    return Guesses(**{"pair": LOOSE, "account": LOOSE, "address": LOOSE, **limits})
+
+
+@pytest.fixture
+async def generous(auth_database: Database, clock: FakeClock) -> AsyncIterator[AuthRoom]:
+    """The room with a hash that outweighs the rest of a login, and any number of guesses."""
+    async with open_auth(
+        auth_database, clock, time_cost=2, memory_kib=1024, guesses=guesses()
+    ) as room:
+        yield room
+
+
+async def guess(auth: AuthRoom, email: str, password: str = WRONG, means: Means = MEANS) -> str:
+    """Returns the reason a login is refused for, "" if it is not."""
+    return await reason_of(
+        auth.sessions.login(email=email, password=password, means=means, key=None)
+    )
+
+
+def at(address: str) -> Means:
+    return Means(("pwd",), address=address)
+
+
+async def registered(auth: AuthRoom) -> str:
+    email = an_address()
+    await auth.accounts.register(email=email, password=PASSWORD, key=None)
+    return email
+
+
+@pytest.mark.parametrize(
+    ("kind", "same_account", "same_address"),
+    [("pair", True, True), ("account", True, False), ("address", False, True)],
+)
+async def test_each_kind_of_guess_is_slowed_down(
+    auth_database: Database, clock: FakeClock, kind: str, same_account: bool, same_address: bool
+) -> None:
+    """One account from one address, from many, and many accounts from one: each has its limit."""
+    async with open_auth(auth_database, clock, guesses=guesses(**{kind: STRICT})) as auth:
+        victim = await registered(auth)
+        for number in range(STRICT.free + 1):
+            email = victim if same_account else an_address()
+            where = at("192.0.2.1" if same_address else f"192.0.2.{number}")
+            assert await guess(auth, email, means=where) == "LOGIN_FAILED"
+        email = victim if same_account else await registered(auth)
+        where = at("192.0.2.1" if same_address else "192.0.2.99")
+        assert await guess(auth, email, PASSWORD, means=where) == "TOO_MANY_ATTEMPTS"
+
+
+async def test_who_gets_in_starts_anew(auth_database: Database, clock: FakeClock) -> None:
+    """A right password forgives the wrong ones of its pair before it."""
+    async with open_auth(auth_database, clock, guesses=guesses(pair=STRICT)) as auth:
+        email = await registered(auth)
+        for _ in range(3):
+            for _ in range(STRICT.free):
+                assert await guess(auth, email) == "LOGIN_FAILED"
+            assert await guess(auth, email, PASSWORD) == ""
+
+
+async def fifty_guesses(auth: AuthRoom) -> list[Any]:
+    """Guesses one account's password fifty times at once; only the middle one is right."""
+    email = await registered(auth)
+
+    async def one(index: int) -> Any:
+        password = PASSWORD if index == 25 else f"{WRONG} {index}"
+        return await auth.sessions.login(email=email, password=password, means=MEANS, key=None)
+
+    return await at_once(50, one)
+
+
+async def test_guesses_at_once_count_like_guesses_in_turn(
+    auth_database: Database, clock: FakeClock
+) -> None:
+    """Of many guesses sent before the first is answered, the right one gets nobody in."""
+    async with open_auth(auth_database, clock, guesses=guesses(account=STRICT)) as auth:
+        for _ in range(5):
+            assert not any(isinstance(answer, tuple) for answer in await fifty_guesses(auth))
+
+
+async def test_a_look_before_the_hash_alone_lets_one_in(
+    auth_database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: without the second look the same race opens a session."""
+
+    async def trusting(*_: object) -> None:
+        """Asks nobody."""
+
+    monkeypatch.setattr(Attempts, "succeeded", trusting)
+    async with open_auth(auth_database, clock, guesses=guesses(account=STRICT)) as auth:
+        answers = [answer for _ in range(5) for answer in await fifty_guesses(auth)]
+    assert any(isinstance(answer, tuple) for answer in answers)
+    assert any(isinstance(answer, LoginFailed) for answer in answers)
+
+
+async def kinds_of_failure(auth: AuthRoom, owner: Connection) -> dict[str, str]:
+    """Returns an address for each way a wrong password can be wrong."""
+    names = ("active", "banned", "unverified", "verified", "no password")
+    emails = {name: await registered(auth) for name in names}
+    change = "UPDATE users SET {} WHERE email = $1".format
+    ban = change("banned_at = now(), ban_reason = 'test'")
+    await owner.execute(ban, emails["banned"])
+    await owner.execute(change("email_verified_at = now()"), emails["verified"])
+    await owner.execute(change("password_hash = NULL"), emails["no password"])
+    return {**emails, "unknown": an_address()}
+
+
+async def test_failures_say_the_same(generous: AuthRoom, owner: Connection) -> None:
+    """Unknown, unverified, banned, without a password: one answer, even to the right one."""
+    kinds = await kinds_of_failure(generous, owner)
+    assert {await guess(generous, email) for email in kinds.values()} == {"LOGIN_FAILED"}
+    assert await guess(generous, kinds["banned"], PASSWORD) == "LOGIN_FAILED"
+    assert await guess(generous, kinds["unverified"], PASSWORD) == ""
+
+
+async def times(
+    call: Callable[[str], Awaitable[object]], kinds: dict[str, str]
+) -> dict[str, list[float]]:
+    """Returns seconds of calls by kind, taken in random order so that noise is everybody's."""
+    order = [name for name in kinds for _ in range(SAMPLES)]
+    random.Random(1).shuffle(order)  # noqa: S311 - any order does
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    for name in order:
+        started = time.perf_counter()
+        await call(kinds[name])
+        taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def told_apart(first: Sequence[float], second: Sequence[float]) -> float:
+    """Returns how far from a coin's toss it is to guess a value's sample by its size."""
+    wins = sum((a > b) + 0.5 * (a == b) for a in first for b in second)
+    return abs(wins / (len(first) * len(second)) - 0.5)
+
+
+async def test_failures_take_the_same_time(generous: AuthRoom, owner: Connection) -> None:
+    """By the time of its answer nobody can tell one kind of failed login from another."""
+    taken = await times(
+        lambda email: guess(generous, email), await kinds_of_failure(generous, owner)
+    )
+    for one, other in pairwise(taken):
+        assert told_apart(taken[one], taken[other]) < APART, (one, other)
+
+
+async def test_no_hash_for_nobody_would_be_told(
+    generous: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: where an unknown address costs no hash, the same test tells it apart."""
+    verify = Passwords.verify
+
+    async def hurried(self: Passwords, password: str, hashed: str | None) -> bool:
+        return hashed is not None and await verify(self, password, hashed)
+
+    monkeypatch.setattr(Passwords, "verify", hurried)
+    kinds = await kinds_of_failure(generous, owner)
+    chosen = {name: kinds[name] for name in ("active", "unknown")}
+    taken = await times(lambda email: guess(generous, email), chosen)
+    assert told_apart(taken["active"], taken["unknown"]) > 0.4
+
+
+async def test_a_session_is_opened_by_the_right_one(generous: AuthRoom) -> None:
+    """The room these tests measure lets people in at all."""
+    tokens, _ = await log_in(generous, await registered(generous))
+    assert tokens.access_token
