@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30.0
 TRANSPORTS = ("native", "grpcio")
 KINDS = ("bare", "gated")
-# A gRPC and a Prometheus port for each empty service and the second usage, one for either peer.
-_PORTS = 2 * (len(TRANSPORTS) * len(KINDS) + 1) + 2
+# A gRPC and a Prometheus port for each empty service and the second usage, one for each peer.
+_PORTS = 2 * (len(TRANSPORTS) * len(KINDS) + 1) + 3
 # As many as SQLAlchemy's own default lets through (5 and 10 more), and a few to spare.
 PEER_POOL = 20
 _OURS = ("FINITY_", "DATABASE_URL", "REDIS_URL", "PG")
@@ -58,6 +58,8 @@ class Bed:
     gateway: Place
     peers: dict[int, Place]
     """Processes → the peer served by so many."""
+    check: Place
+    """The peer of ValidateToken."""
 
 
 @contextlib.contextmanager
@@ -78,6 +80,7 @@ def made(directory: Path) -> Iterator[Bed]:
             empty={(each, kind): beside.empty(each, kind) for each in TRANSPORTS for kind in KINDS},
             gateway=Place(stack.gateway_url.removeprefix("http://")),
             peers={processes: beside.peer(processes) for processes in sorted({1, cores()})},
+            check=beside.check(),
         )
         beside.wait()
         yield bed
@@ -119,6 +122,13 @@ class _Beside:
         arguments = ["-m", "benchmarks.peer", str(port), str(processes), str(PEER_POOL)]
         self._start(f"peer in {processes}", arguments, port, {})
         return Place(f"{ports.LOOPBACK}:{port}")
+
+    def check(self) -> Place:
+        port = next(self._ports)
+        jwks = f"{self._stack.gateway_url}/.well-known/jwks.json"
+        arguments = ["-m", "benchmarks.peer_check", str(port), str(PEER_POOL), jwks]
+        self._start("peer that checks", arguments, port, {})
+        return Place(f"{ports.LOOPBACK}:{port}", f"http://{ports.LOOPBACK}:{port}/answered")
 
     def wait(self) -> None:
         """Returns once everything listens; SuiteError if something does not."""

@@ -39,6 +39,16 @@ class Handled:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """Checks that the peer of ValidateToken answered with success."""
+
+    place: Place
+
+    async def read(self, conn: Connection) -> int:
+        return int(await asyncio.to_thread(_get, self.place.metrics))
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Rows of a table."""
 

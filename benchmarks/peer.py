@@ -162,11 +162,10 @@ def application() -> FastAPI:
     return app
 
 
-def main() -> None:
-    port, processes, pool_size = map(int, sys.argv[1:])
-    os.environ["PEER_POOL"] = str(pool_size // processes)
+def serve(factory: str, port: int, *, processes: int) -> None:
+    """Serves an application as fast as uvicorn does."""
     uvicorn.run(
-        "benchmarks.peer:application",
+        factory,
         factory=True,
         workers=processes,
         host="127.0.0.1",
@@ -175,9 +174,17 @@ def main() -> None:
         http="httptools",
         ws="none",
         lifespan="off",
+        # A connection waits longer than the default where the machine is busy.
+        timeout_keep_alive=60,
         access_log=False,
         log_level="warning",
     )
+
+
+def main() -> None:
+    port, processes, pool_size = map(int, sys.argv[1:])
+    os.environ["PEER_POOL"] = str(pool_size // processes)
+    serve("benchmarks.peer:application", port, processes=processes)
 
 
 if __name__ == "__main__":

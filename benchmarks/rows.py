@@ -10,10 +10,11 @@ from finity.usage.v1 import usage_pb2
 
 from benchmarks.bed import KINDS, TRANSPORTS, Bed, cores
 from benchmarks.bodies import EVENT_ID, USER_ID, Bodies, Events, Repeated
-from benchmarks.counters import Counter, Handled, Rows
+from benchmarks.counters import Answered, Counter, Handled, Rows
 from benchmarks.empty import METHOD, SERVICE
 from benchmarks.seed import PASSWORD, People
-from benchmarks.work import Calls, H2load, Hashing, Work
+from benchmarks.work import Calls, H2load, Hashing, Stormed, Verifying, Work
+from services.auth.config import Settings
 
 AUTH, USAGE = "/finity.auth.v1.AuthService/", "/finity.usage.v1.UsageService/"
 LINES, PLACES = 4, 16
@@ -22,6 +23,9 @@ FEW, MANY = 64, 256
 BATCH = 1000
 PEER = "FastAPI + SQLAlchemy"
 RECORD, BATCHES, HASHING = "RecordUsage", "RecordUsageBatch", "argon2id alone"
+VALIDATE, CHECK = "ValidateToken", "FastAPI + PyJWT + SQLAlchemy"
+VERIFIER = "a verifier, in its process"
+QUIET, STORMED = "ValidateToken, few", "ValidateToken, few, in a storm of logins"
 # Bodies made for a second of a run: a multiple of what was ever answered.
 _MOST_CALLS, _MOST_BATCHES = 30_000, 100
 _LOGGING_IN = 64
@@ -107,22 +111,31 @@ def _records(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> 
 
 
 def _tokens(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
-    auth = bed.auth
-    token = auth_pb2.ValidateTokenRequest(token=people.access_token).SerializeToString()
-    work = Calls(
-        "grpc", auth.address, f"{AUTH}ValidateToken", service, Repeated((token,)), LINES, PLACES
-    )
-    yield Row("ValidateToken", "native", work, LINES * PLACES, Handled(auth, "ValidateToken"))
+    auth, presented = bed.auth, {"token": people.access_token}
+    path, validated = f"{AUTH}{VALIDATE}", Handled(auth, VALIDATE)
+    tokens = Repeated((auth_pb2.ValidateTokenRequest(**presented).SerializeToString(),))
+    work = Calls("grpc", auth.address, path, service, tokens, LINES, PLACES)
+    yield Row(VALIDATE, "native", work, FEW, validated)
+    as_json = Repeated((json.dumps(presented).encode(),))
+    for in_flight in (FEW, MANY):
+        check = Calls("json", bed.check.address, "/v1/tokens:validate", (), as_json, in_flight)
+        yield Row(CHECK, "JSON", check, in_flight, Answered(bed.check))
+    issuer = Settings.model_fields["issuer"].default
+    verifying = Verifying(auth.address, bed.service_key, issuer, people.access_token)
+    yield Row(VERIFIER, "-", verifying, 1, None)
     logins = Repeated(
         tuple(
             auth_pb2.LoginRequest(email=email, password=PASSWORD).SerializeToString()
             for email in people.emails[:_LOGGING_IN]
         )
     )
-    work = Calls("grpc", auth.address, f"{AUTH}Login", (), logins, LINES, 4)
-    yield Row("Login", "native", work, LINES * 4, Handled(auth, "Login"))
+    storm = Calls("grpc", auth.address, f"{AUTH}Login", (), logins, LINES, 4)
+    yield Row("Login", "native", storm, LINES * 4, Handled(auth, "Login"))
     threads = cores()
     yield Row(HASHING, "-", Hashing(PASSWORD, people.password_hash, threads), threads, None)
+    few = Calls("grpc", auth.address, path, service, tokens, LINES, 1)
+    yield Row(QUIET, "native", few, LINES, validated)
+    yield Row(STORMED, "native", Stormed(few, storm), LINES, validated)
 
 
 def _event() -> usage_pb2.UsageEvent:

@@ -1,5 +1,6 @@
 """What a row of the table does to its server for a while; runs in a process of its own."""
 
+import multiprocessing
 import subprocess
 import tempfile
 import time
@@ -9,14 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import uvloop
 from argon2 import PasswordHasher
 
 from benchmarks.bodies import Bodies
 from benchmarks.grpc_line import GrpcLine
 from benchmarks.http_line import HttpLine
 from benchmarks.load import Line, LoadError, drive
+from chassis.channels import open_channel
+from chassis.clock import SystemClock
+from chassis.tokens import TokenVerifier
+from services.usage.peers import Auth
 
 _MICROSECOND = 1e-6
+# Until a storm has filled its queue.
+_GATHERING_SECONDS = 1.0
+# Looking at the clock would cost a good part of a check.
+_AT_A_TIME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +141,51 @@ class Hashing:
             hasher.verify(self.hashed, self.password)
             latencies.append(time.perf_counter() - started)
         return latencies
+
+
+@dataclass(frozen=True, slots=True)
+class Stormed:
+    """Calls while another load runs beside them, which is not counted."""
+
+    calls: Calls
+    storm: Calls
+
+    def run(self, seconds: float) -> Sample:
+        process = multiprocessing.get_context("spawn").Process(
+            target=self.storm.run, args=(seconds + 2 * _GATHERING_SECONDS,)
+        )
+        process.start()
+        try:
+            time.sleep(_GATHERING_SECONDS)
+            return self.calls.run(seconds)
+        finally:
+            process.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Verifying:
+    """Checks one token again and again as every service does, in this process; one thread."""
+
+    address: str
+    """Of auth, where the keys and revocations come from."""
+    service_key: str
+    issuer: str
+    token: str
+
+    def run(self, seconds: float) -> Sample:
+        return uvloop.run(self._run(seconds))
+
+    async def _run(self, seconds: float) -> Sample:
+        channel = open_channel(self.address, self.service_key, 10.0)
+        try:
+            verifier = TokenVerifier(Auth(channel), self.issuer, SystemClock())
+            await verifier.verify(self.token)
+            count, started = 0, time.perf_counter()
+            while time.perf_counter() - started < seconds:
+                for _ in range(_AT_A_TIME):
+                    await verifier.verify(self.token)
+                count += _AT_A_TIME
+            elapsed = time.perf_counter() - started
+        finally:
+            await channel.close()
+        return Sample(elapsed, count, 0, elapsed / count, elapsed / count)
