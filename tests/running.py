@@ -97,6 +97,7 @@ async def open_house(
         "signup_credits": 0,
         # Everybody is at one address here.
         "guesses_per_address": 1_000_000,
+        "device_codes_per_address": 1_000_000,
         **overrides,
     }
     async with contextlib.AsyncExitStack() as stack:

@@ -86,6 +86,7 @@ class SessionService:
             now,
             amr=means.amr,
             acr=means.acr,
+            authenticated_at=means.authenticated_at,
         )
         token_id = str(uuid4())
         tokens = self.tokens(user, session, token_id, now)

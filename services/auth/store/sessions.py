@@ -26,8 +26,8 @@ async def insert_session(
 ) -> None:
     await conn.execute(
         "INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at, expires_at,"
-        " refreshed_at, last_seen_at, amr, acr, device, address)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10)",
+        " refreshed_at, last_seen_at, amr, acr, device, address, authenticated_at)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10, $11)",
         session.id,
         session.user_id,
         access_token_id,
@@ -38,6 +38,7 @@ async def insert_session(
         session.acr,
         device,
         address,
+        session.authenticated_at,
     )
 
 
