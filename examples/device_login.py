@@ -21,42 +21,39 @@ WAITING = {"AUTHORIZATION_PENDING", "SLOW_DOWN"}
 async def main(name: str) -> None:
     async with aio.insecure_channel(ADDRESS) as channel:
         devices = device_pb2_grpc.DeviceServiceStub(channel)
+        start = device_pb2.StartDeviceLoginRequest(client_name=name)
         try:
-            start = device_pb2.StartDeviceLoginRequest(client_name=name)
             started = await devices.StartDeviceLogin(start, timeout=DEADLINE_SECONDS)
-            say(f"Open {started.verification_uri} and type {started.user_code}")
-            answer = await wait(devices, started)
+            code = f"{started.verification_uri} and type {started.user_code}"
+            print(f"open {code}", flush=True)  # noqa: T201
+            answer = await wait(devices, started.device_code, started.interval)
         except aio.AioRpcError as error:
             sys.exit(f"refused: {error.code().name} {info_of(error).reason}")
     # A real plugin keeps answer.tokens.refresh_token where only it can read it.
-    say(f"logged in as {answer.user.email} in session {answer.tokens.session_id}")
+    print(f"logged in as {answer.user.email} in session {answer.tokens.session_id}")  # noqa: T201
 
 
 async def wait(
-    devices: device_pb2_grpc.DeviceServiceAsyncStub, started: device_pb2.StartDeviceLoginResponse
+    devices: device_pb2_grpc.DeviceServiceStub, device_code: str, interval: int
 ) -> device_pb2.PollDeviceLoginResponse:
-    """Polls at the interval the service asks for until the user has answered."""
-    poll, interval = device_pb2.PollDeviceLoginRequest(device_code=started.device_code), 0
+    """Polls as often as the service asks for until the user has answered."""
     while True:
-        await asyncio.sleep(interval or started.interval)
+        await asyncio.sleep(interval)
+        poll = device_pb2.PollDeviceLoginRequest(device_code=device_code)
         try:
             return await devices.PollDeviceLogin(poll, timeout=DEADLINE_SECONDS)
         except aio.AioRpcError as error:
-            info = info_of(error)
-            if info.reason not in WAITING:
+            if (info := info_of(error)).reason not in WAITING:
                 raise
             interval = int(info.metadata["interval"])
 
 
 def info_of(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """Returns the reason of a refusal and its metadata; empty if the service did not answer."""
-    info, status = error_details_pb2.ErrorInfo(), rpc_status.from_call(error)  # pyright: ignore[reportArgumentType] - has all it reads
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType] - has all it reads
     any(detail.Unpack(info) for detail in (status.details if status else ()))
     return info
-
-
-def say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
