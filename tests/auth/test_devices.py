@@ -1,87 +1,33 @@
 """Logins of plugins and devices: the flow, its refusals, its races and who stands for them."""
 
-import asyncio
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any
-from uuid import UUID
+from dataclasses import replace
 
 import jwt
 import pytest
 
-from chassis.callers import Caller
-from chassis.errors import Code, Refusal
+from chassis.errors import Code
 from chassis.postgres import Connection
 from services.auth.domain.devices import (
     ALPHABET,
     LIFETIME,
     USER_CODES,
-    DeviceLogin,
-    DevicePolicy,
     digest_user_code,
     spell_user_code,
 )
 from services.auth.domain.sessions import Acr, EndReason, Means, digest
 from services.auth.domain.users import User
-from services.auth.service import devices as device_service
-from services.auth.service.devices import DeviceService, Started
-from services.auth.service.sessions import Tokens
-from services.auth.store import devices as store_devices
+from services.auth.service.devices import DeviceService
 from services.auth.store import sessions as store_sessions
-from services.auth.store import users as store_users
-from tests.factories import AuthRoom, an_address, at_once, log_in, reason_of
+from tests.auth.devices import HOME, approve, poll, refused, somebody, start
+from tests.factories import AuthRoom, reason_of
 from tests.fakes import FakeClock
-from tests.running import PASSWORD
 
-HOME = "192.0.2.1"
 WRONG = "BBBB-BBBB"
-
-
-@dataclass(slots=True)
-class Somebody:
-    """A user who is logged in, in whatever way."""
-
-    user: User
-    caller: Caller
-    tokens: Tokens
 
 
 @pytest.fixture
 def devices(auth: AuthRoom) -> DeviceService:
     return DeviceService(auth.room, auth.sessions)
-
-
-async def somebody(auth: AuthRoom, means: Means | None = None) -> Somebody:
-    email = an_address()
-    user = await auth.accounts.register(email=email, password=PASSWORD, key=None)
-    if means is None:
-        tokens, user = await log_in(auth, email)
-    else:
-        async with auth.room.database.transaction() as conn:
-            now = auth.room.clock.now()
-            tokens, user = await auth.sessions.sign_in(conn, user.id, means, now)
-    return Somebody(user, await auth.verifier.verify(tokens.access_token), tokens)
-
-
-async def start(devices: DeviceService, address: str | None = HOME) -> Started:
-    return await devices.start(client_name="Editor", address=address)
-
-
-async def approve(
-    devices: DeviceService, who: Somebody, started: Started, address: str = HOME
-) -> DeviceLogin:
-    return await devices.approve(caller=who.caller, user_code=started.user_code, address=address)
-
-
-async def poll(devices: DeviceService, started: Started) -> tuple[Tokens, User]:
-    return await devices.poll(started.device_code, address=HOME)
-
-
-async def refused(call: Any, code: Code, reason: str) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        await call
-    assert (caught.value.code, caught.value.reason) == (code, reason)
-    return caught.value
 
 
 async def ban(owner: Connection, user: User, clock: FakeClock) -> None:
@@ -240,7 +186,7 @@ async def test_a_taken_spelling_is_tried_again(
 ) -> None:
     """Two logins never show one code; were every spelling taken, the call may be repeated."""
     numbers = iter([7, 7, 8, *[7] * 5])
-    monkeypatch.setattr(device_service.secrets, "randbelow", lambda _: next(numbers))
+    monkeypatch.setattr("secrets.randbelow", lambda _: next(numbers))
     assert (await start(devices)).user_code == spell_user_code(7)
     assert (await start(devices)).user_code == spell_user_code(8)
     await refused(start(devices), Code.ABORTED, "CONFLICT")
@@ -339,173 +285,3 @@ async def test_an_approval_ends_with_what_took_its_session_away(
     assert await reason_of(poll(devices, started)) == expected
     other = await start(devices)
     await refused(approve(devices, ada, other), Code.UNAUTHENTICATED, "SESSION_ENDED")
-
-
-async def test_no_device_slips_past_a_reset(
-    auth: AuthRoom, devices: DeviceService, owner: Connection
-) -> None:
-    """A claim beside a password reset: whichever is first, no session is left."""
-    for _ in range(10):
-        ada = await somebody(auth)
-        started = await start(devices)
-        await approve(devices, ada, started)
-
-        async def call(index: int, ada: Somebody = ada, started: Started = started) -> object:
-            return await (poll(devices, started) if index else reset(auth, ada))
-
-        await at_once(2, call)
-        assert await living(owner, ada.user.id) == 0
-
-
-async def test_without_a_look_at_the_approver_a_device_slips_past(
-    auth: AuthRoom, devices: DeviceService, owner: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Negative control: a claim that does not look at the approver's session outlives a reset."""
-    monkeypatch.setattr(device_service, "withdrawn", lambda _: False)
-    ada = await somebody(auth)
-    started = await start(devices)
-    await approve(devices, ada, started)
-    await reset(auth, ada)
-    await poll(devices, started)
-    assert await living(owner, ada.user.id) == 1
-
-
-async def reset(auth: AuthRoom, who: Somebody) -> None:
-    """Takes every session away, the account's row first, as a reset of the password does."""
-    now = auth.room.clock.now()
-    async with auth.room.database.transaction() as conn:
-        await store_users.revoke_tokens(conn, who.user.id, now)
-        await store_sessions.end_sessions(
-            conn, who.user.id, reason=EndReason.PASSWORD_RESET, by="user", now=now
-        )
-
-
-async def living(owner: Connection, user_id: UUID) -> int:
-    return int(
-        await owner.fetchval(
-            "SELECT count(*) FROM sessions WHERE user_id = $1 AND ended_at IS NULL", user_id
-        )
-    )
-
-
-async def fifty_polls(
-    auth: AuthRoom, devices: DeviceService, *, approved: bool
-) -> list[tuple[Tokens, User] | Refusal]:
-    started = await start(devices)
-    if approved:
-        await approve(devices, await somebody(auth), started)
-    return await at_once(50, lambda _: poll(devices, started))
-
-
-def reasons(answers: list[Any]) -> list[str]:
-    return [answer.reason if isinstance(answer, Refusal) else "" for answer in answers]
-
-
-async def test_fifty_polls_open_one_session(
-    auth: AuthRoom, devices: DeviceService, owner: Connection
-) -> None:
-    """Of 50 polls at once after the approval one gets the session, in every round."""
-    for round_ in range(1, 4):
-        answers = reasons(await fifty_polls(auth, devices, approved=True))
-        assert sorted(answers) == ["", *["DEVICE_CODE_INVALID"] * 49]
-        count = "SELECT count(*) FROM sessions WHERE device = 'Editor'"
-        assert await owner.fetchval(count) == round_
-
-
-async def test_of_fifty_polls_one_is_on_time(
-    auth: AuthRoom, devices: DeviceService, owner: Connection
-) -> None:
-    """Of 50 polls at once before the approval 49 are too early, and each counts."""
-    answers = reasons(await fifty_polls(auth, devices, approved=False))
-    assert sorted(answers) == ["AUTHORIZATION_PENDING", *["SLOW_DOWN"] * 49]
-    assert await owner.fetchval("SELECT interval_seconds FROM chrome_auth_links") == 5 + 49 * 5
-
-
-async def test_look_before_poll_would_open_several(
-    auth: AuthRoom, devices: DeviceService, owner: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Negative control: a poll that reads and then writes finds 50 on time and many a session."""
-
-    async def unguarded(conn: Connection, device_code: str, now: datetime) -> DeviceLogin | None:
-        polled_at = await conn.fetchval(
-            "SELECT last_polled_at FROM chrome_auth_links WHERE device_code = $1", device_code
-        )
-        login = await store_devices.find_by_device_code(conn, device_code)
-        await asyncio.sleep(0.05)
-        if polled_at is not None:
-            return None
-        await conn.execute("UPDATE chrome_auth_links SET last_polled_at = $1", now)
-        return login
-
-    monkeypatch.setattr(store_devices, "poll", unguarded)
-    pending = reasons(await fifty_polls(auth, devices, approved=False))
-    assert pending.count("AUTHORIZATION_PENDING") > 1
-    assert reasons(await fifty_polls(auth, devices, approved=True)).count("") > 1
-
-
-async def fifty_approvals(auth: AuthRoom, devices: DeviceService) -> list[str]:
-    people = [await somebody(auth) for _ in range(50)]
-    started = await start(devices)
-    answers = await at_once(
-        50, lambda index: approve(devices, people[index], started, f"192.0.2.{index}")
-    )
-    return reasons(answers)
-
-
-async def test_whoever_approves_first_wins(
-    auth: AuthRoom, devices: DeviceService, owner: Connection
-) -> None:
-    """Of 50 users who approve one code at once one has approved, and is told so by mail."""
-    answers = await fifty_approvals(auth, devices)
-    assert sorted(answers) == ["", *["USER_CODE_INVALID"] * 49]
-    mails = "SELECT count(*) FROM auth_outbox WHERE payload->>'template' = 'device_approved'"
-    assert await owner.fetchval(mails) == 1
-
-
-async def test_look_before_approval_would_let_several_win(
-    auth: AuthRoom, devices: DeviceService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Negative control: an approval that reads and then writes has many winners."""
-    guarded = store_devices.approve
-
-    async def unguarded(conn: Connection, user_code: str, *rest: Any) -> DeviceLogin | None:
-        login = await store_devices.find_pending(conn, user_code, rest[-1])
-        await asyncio.sleep(0.05)
-        await guarded(conn, user_code, *rest)
-        return login
-
-    monkeypatch.setattr(store_devices, "approve", unguarded)
-    assert (await fifty_approvals(auth, devices)).count("") > 1
-
-
-async def fifty_starts(auth: AuthRoom, address: str | None) -> list[str]:
-    room = replace(auth.room, devices=DevicePolicy(codes_per_address=20))
-    devices = DeviceService(room, auth.sessions)
-    return reasons(await at_once(50, lambda _: start(devices, address)))
-
-
-@pytest.mark.parametrize("address", [HOME, None])
-async def test_of_fifty_starts_twenty_wait(
-    auth: AuthRoom, devices: DeviceService, clock: FakeClock, address: str | None
-) -> None:
-    """An address, or all that are unknown, has at most 20 codes that wait, until one is over."""
-    answers = await fifty_starts(auth, address)
-    assert sorted(answers) == [*[""] * 20, *["TOO_MANY_ATTEMPTS"] * 30]
-    clock.advance(seconds=100)
-    refusal = await refused(start(devices, address), Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
-    assert refusal.retry_after == 500
-    await start(devices, "198.51.100.7")
-    clock.advance(seconds=500)
-    await start(devices, address)
-
-
-async def test_count_before_start_would_let_more_wait(
-    auth: AuthRoom, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Negative control: without the lock, starts that come together all find room."""
-
-    async def no_lock(conn: Connection, address: str) -> None:
-        await asyncio.sleep(0.05)
-
-    monkeypatch.setattr(store_devices, "lock_address", no_lock)
-    assert (await fifty_starts(auth, HOME)).count("") > 20
