@@ -108,9 +108,7 @@ class Report:
         quiet, stormed = self.find(QUIET, "native"), self.find(STORMED, "native")
         if quiet and stormed:
             times = stormed.p99 / quiet.p99
-            text = (
-                f"ValidateToken's p99 in a login storm at most {STORM_TARGET:g} times its own"
-            )
+            text = f"ValidateToken's p99 in a login storm at most {STORM_TARGET:g} times its own"
             found.append(Target(text, f"{times:.1f} times", times <= STORM_TARGET))
         validate, check = self.find(VALIDATE, "native"), self._best(CHECK)
         if validate and check:

@@ -23,7 +23,7 @@ REMEMBERED = 100_000
 # A frozen Redis may hold up a login for so many seconds, and then is left alone for a while.
 REDIS_SECONDS = 0.25
 REDIS_REST_SECONDS = 5.0
-_PREFIX = "finity:limits:"
+PREFIX = "finity:limits:"
 _log = structlog.get_logger()
 
 # One key a script, so that a Redis Cluster can run it; Redis' own clock, so that processes agree.
@@ -33,6 +33,10 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local known = redis.call('HMGET', KEYS[1], 'failures', 'last')
 local failures, last = tonumber(known[1]) or 0, tonumber(known[2]) or 0
 local free, first, longest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if ARGV[1] == 'forget' then
+  redis.call('DEL', KEYS[1])
+  return 0
+end
 if ARGV[1] == 'fail' then
   redis.call('HSET', KEYS[1], 'failures', failures + 1, 'last', now)
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
@@ -116,6 +120,12 @@ class Limits:
         while len(self._counts) > REMEMBERED:
             self._counts.popitem(last=False)
 
+    async def forget(self, *tries: Try) -> None:
+        """Takes back every failure counted against each."""
+        for one in tries:
+            self._counts.pop((one.limit.name, one.who), None)
+        await self._ask(tries, ["forget"] * len(tries))
+
     def _wait(self, one: Try) -> float:
         now = time.monotonic()
         failures, last = self._counts.get((one.limit.name, one.who), (0, now))
@@ -132,7 +142,7 @@ class Limits:
         try:
             async with asyncio.timeout(REDIS_SECONDS), self._redis.pipeline(False) as pipeline:
                 for one, action in zip(tries, actions, strict=True):
-                    key = f"{_PREFIX}{one.limit.name}:{one.who}"
+                    key = f"{PREFIX}{one.limit.name}:{one.who}"
                     pipeline.eval(_SCRIPT, 1, key, *_numbers(action, one.limit))
                 return [int(number) for number in await pipeline.execute()]
         except (RedisError, OSError, TimeoutError) as error:

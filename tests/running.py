@@ -15,15 +15,18 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode, aio
 from grpc_status import rpc_status
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
+from chassis import limits
 from chassis.clock import Clock
-from chassis.settings import DEVELOPMENT_SECRET
 from services.auth import config as auth_config
 from services.auth.__main__ import composed as compose_auth
 from services.usage import config as usage_config
 from services.usage.__main__ import composed as compose_usage
 
 SERVICE_KEY = f"fsk_test_{secrets.token_urlsafe(32)}"
+# Another one in each process of tests: none must count the other's failed attempts.
+SECRET = secrets.token_hex(32)
 PASSWORD = "correct horse battery"
 Metadata = tuple[tuple[str, str], ...]
 
@@ -89,6 +92,7 @@ async def open_house(
         "transport": transport,
         "service_keys": {"test": (hashlib.sha256(SERVICE_KEY.encode()).hexdigest(),)},
         "service_key": SERVICE_KEY,
+        "secret": SECRET,
         "auth_address": f"127.0.0.1:{auth_port}",
         "usage_address": f"127.0.0.1:{usage_port}",
         # Strong hashing is tested once; here it would only take time.
@@ -97,8 +101,12 @@ async def open_house(
         "signup_credits": 0,
         # Everybody is at one address here.
         "guesses_per_address": 1_000_000,
+        "device_codes_per_address": 1_000_000,
         **overrides,
     }
+    async with Redis.from_url(redis_url) as redis:
+        async for key in redis.scan_iter(f"{limits.PREFIX}*"):
+            await redis.delete(key)
     async with contextlib.AsyncExitStack() as stack:
         auth_settings = auth_config.Settings(FINITY_AUTH_PORT=auth_port, **shared)
         auth = await stack.enter_async_context(compose_auth(auth_settings, clock))
@@ -123,7 +131,7 @@ async def open_house(
 
 def derive(purpose: str) -> bytes:
     """Keys as the running rooms derive them, to read what they send to people."""
-    return auth_config.Settings(secret=SecretStr(DEVELOPMENT_SECRET)).derive(purpose)
+    return auth_config.Settings(secret=SecretStr(SECRET)).derive(purpose)
 
 
 def bearer(token: str) -> Metadata:

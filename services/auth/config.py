@@ -6,6 +6,7 @@ from pydantic import Field
 
 from chassis.limits import Limit
 from chassis.settings import ROOM_PORTS, ServiceSettings
+from services.auth.domain.devices import DevicePolicy
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.service.room import Guesses
 
@@ -41,6 +42,16 @@ class Settings(ServiceSettings):
     """The same for one account, from wherever."""
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account."""
+
+    public_url: str = "http://localhost:3000"
+    """Where people find the product's pages; links that are shown or sent begin with it."""
+    device_codes_per_address: int = Field(20, ge=1)
+    """Logins of devices at one address that may wait at once."""
+
+    def device_policy(self) -> DevicePolicy:
+        """Returns where devices send their users, and how many may wait."""
+        page = f"{self.public_url.rstrip('/')}/device"
+        return DevicePolicy(page, self.device_codes_per_address)
 
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""

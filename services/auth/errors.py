@@ -4,6 +4,7 @@ from chassis.errors import (
     AlreadyExists,
     FailedPrecondition,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
 )
@@ -61,3 +62,39 @@ class StepUpRequired(Unauthenticated):
     """This needs a fresh proof of who you are; authenticate again and repeat the call."""
 
     reason = "STEP_UP_REQUIRED"
+
+
+class AuthorizationPending(FailedPrecondition):
+    """Nobody has approved this device's login yet; poll again after the interval."""
+
+    reason = "AUTHORIZATION_PENDING"
+
+
+class SlowDown(ResourceExhausted):
+    """The device polls too often; the interval is longer from now on."""
+
+    reason = "SLOW_DOWN"
+
+
+class DeviceDenied(PermissionDenied):
+    """This device's login was refused."""
+
+    reason = "DEVICE_DENIED"
+
+
+class DeviceCodeExpired(Unauthenticated):
+    """The device's codes are over; start again."""
+
+    reason = "DEVICE_CODE_EXPIRED"
+
+
+class DeviceCodeInvalid(Unauthenticated):
+    """No login that waits has this device code; start again."""
+
+    reason = "DEVICE_CODE_INVALID"
+
+
+class UserCodeInvalid(NotFound):
+    """No device that waits shows this code; look at it once more, or let the device start again."""
+
+    reason = "USER_CODE_INVALID"

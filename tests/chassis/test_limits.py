@@ -62,6 +62,8 @@ async def test_failures_hold_off_whom_they_are_counted_against(limits: Limits) -
     await limits.failed(ada)
     assert 0 < await held_off(limits, bob, ada) <= 1
     await limits.check(bob)
+    await limits.forget(ada)
+    await limits.check(ada)
 
 
 async def test_a_success_is_forgiven_and_only_then(limits: Limits) -> None:

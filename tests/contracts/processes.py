@@ -16,7 +16,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.contracts.descriptors import ROOT
-from tests.running import SERVICE_KEY, House, bearer, free_port
+from tests.running import SECRET, SERVICE_KEY, House, bearer, free_port
 
 START_SECONDS = 30.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -57,10 +57,12 @@ async def open_processes(
             {"test": [hashlib.sha256(SERVICE_KEY.encode()).hexdigest()]}
         ),
         "FINITY_SERVICE_KEY": SERVICE_KEY,
+        "FINITY_SECRET": SECRET,
         "FINITY_ARGON2_MEMORY_KIB": "8",
         "FINITY_ARGON2_TIME_COST": "1",
         # Everybody is at one address here.
         "FINITY_GUESSES_PER_ADDRESS": "1000000",
+        "FINITY_DEVICE_CODES_PER_ADDRESS": "1000000",
     }
     for room, port in ports.items():
         environment[f"FINITY_{room.upper()}_PORT"] = str(port)

@@ -10,6 +10,11 @@ READS = ("Get", "List", "Validate", "Search", "Check", "Export")
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
     "Logout": ("", "the session of the token that makes the call is over after one call or two"),
+    "StartDeviceLogin": ("", "a second code is one that nobody approves; it ends in ten minutes"),
+    "PollDeviceLogin": ("device_code", "one code opens one session"),
+    "InspectDeviceLogin": ("user_code", "it only looks"),
+    "ApproveDeviceLogin": ("user_code", "a code is approved once; again by the same user is so"),
+    "DenyDeviceLogin": ("user_code", "a code that was denied stays so"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),

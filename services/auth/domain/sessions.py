@@ -54,6 +54,8 @@ class Means:
     """What the client calls itself; shown in the list of sessions."""
     address: str | None = None
     """IP address of the client, None if unknown."""
+    authenticated_at: datetime | None = None
+    """When the user proved who it is, if that was not now but in the session that vouches."""
 
 
 @dataclass(frozen=True, slots=True)

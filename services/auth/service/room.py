@@ -3,12 +3,13 @@
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chassis.clock import Clock
 from chassis.limits import Limit, Limits
 from chassis.postgres import Database
 from chassis.revocations import Revocations
+from services.auth.domain.devices import DevicePolicy
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.keys import Signer
 from services.auth.passwords import Passwords
@@ -49,6 +50,7 @@ class Room:
     """Tells every process what was revoked; to be called after the commit."""
     wake_relay: Callable[[], None]
     """Says that an event waits in the outbox; to be called after the commit."""
+    devices: DevicePolicy = field(default_factory=DevicePolicy)
 
     def pseudonym(self, text: str) -> str:
         """Returns a stand-in for an address or account in places that must not name anybody."""

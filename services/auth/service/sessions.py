@@ -92,7 +92,17 @@ class SessionService:
         since it was verified.
         """
         ends = now + self._room.policy.absolute
-        session = Session(uuid7(now), user_id, 0, now, ends, now, amr=means.amr, acr=means.acr)
+        session = Session(
+            uuid7(now),
+            user_id,
+            0,
+            now,
+            ends,
+            now,
+            amr=means.amr,
+            acr=means.acr,
+            authenticated_at=means.authenticated_at,
+        )
         token_id = str(uuid4())
         user = await sessions.open_session(
             conn,

@@ -41,8 +41,8 @@ async def open_session(
         "  AND ($11::text IS NULL OR password_hash = $11)"
         f" RETURNING {USER}),"
         " opened AS (INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at,"
-        "  expires_at, refreshed_at, last_seen_at, amr, acr, device, address)"
-        " SELECT $1, id, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10 FROM person)"
+        "  expires_at, refreshed_at, last_seen_at, amr, acr, device, address, authenticated_at)"
+        " SELECT $1, id, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10, $13 FROM person)"
         f" SELECT {USER} FROM person",
         session.id,
         session.user_id,
@@ -56,6 +56,7 @@ async def open_session(
         address,
         verified,
         new_hash,
+        session.authenticated_at,
     )
     return to_user(row) if row else None
 

@@ -76,6 +76,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
     is how many seconds one serves, metadata["acr_values"] how strong it must be.
     """
+    ERROR_REASON_AUTHORIZATION_PENDING: _ErrorReason.ValueType  # 70
+    """FAILED_PRECONDITION: nobody has approved the device's login yet; metadata["interval"] is how
+    many seconds to wait before the next poll (RFC 8628 section 3.5).
+    """
+    ERROR_REASON_SLOW_DOWN: _ErrorReason.ValueType  # 71
+    """RESOURCE_EXHAUSTED: the device polled too early; metadata["interval"] is how many seconds to
+    wait before this and every later poll (RFC 8628 section 3.5).
+    """
+    ERROR_REASON_DEVICE_DENIED: _ErrorReason.ValueType  # 72
+    """PERMISSION_DENIED: the device's login was refused, or who approved it may not log in any more."""
+    ERROR_REASON_DEVICE_CODE_EXPIRED: _ErrorReason.ValueType  # 73
+    """UNAUTHENTICATED: the device's codes are over; start again."""
+    ERROR_REASON_DEVICE_CODE_INVALID: _ErrorReason.ValueType  # 74
+    """UNAUTHENTICATED: the device code is unknown, used up or long over; start again."""
+    ERROR_REASON_USER_CODE_INVALID: _ErrorReason.ValueType  # 75
+    """NOT_FOUND: no login that waits for an answer has this user code."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -102,6 +118,22 @@ ERROR_REASON_STEP_UP_REQUIRED: ErrorReason.ValueType  # 9
 """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
 is how many seconds one serves, metadata["acr_values"] how strong it must be.
 """
+ERROR_REASON_AUTHORIZATION_PENDING: ErrorReason.ValueType  # 70
+"""FAILED_PRECONDITION: nobody has approved the device's login yet; metadata["interval"] is how
+many seconds to wait before the next poll (RFC 8628 section 3.5).
+"""
+ERROR_REASON_SLOW_DOWN: ErrorReason.ValueType  # 71
+"""RESOURCE_EXHAUSTED: the device polled too early; metadata["interval"] is how many seconds to
+wait before this and every later poll (RFC 8628 section 3.5).
+"""
+ERROR_REASON_DEVICE_DENIED: ErrorReason.ValueType  # 72
+"""PERMISSION_DENIED: the device's login was refused, or who approved it may not log in any more."""
+ERROR_REASON_DEVICE_CODE_EXPIRED: ErrorReason.ValueType  # 73
+"""UNAUTHENTICATED: the device's codes are over; start again."""
+ERROR_REASON_DEVICE_CODE_INVALID: ErrorReason.ValueType  # 74
+"""UNAUTHENTICATED: the device code is unknown, used up or long over; start again."""
+ERROR_REASON_USER_CODE_INVALID: ErrorReason.ValueType  # 75
+"""NOT_FOUND: no login that waits for an answer has this user code."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
