@@ -31,7 +31,7 @@ from tests.running import PASSWORD
 
 T = TypeVar("T")
 TICK = timedelta(microseconds=1)
-EXAMPLES, STEPS = 40, 30
+EXAMPLES, STEPS = 30, 30
 PEOPLE = 2
 HOME = "192.0.2.1"
 JUMPS = [
@@ -158,6 +158,13 @@ class Logins(RuleBasedStateMachine):
             return await reason_of(self.bench.devices.poll(code, address=HOME))
 
         assert sorted(self.bench.run(at_once(callers, call))) == expected
+
+    @rule(login=logins, off=st.sampled_from([-TICK, timedelta(), TICK]))
+    def poll_in_time(self, login: Model, off: timedelta) -> None:
+        """A device waits for its interval after a poll, a tick less or a tick more."""
+        self.poll(login, 1)
+        self.wait(login.interval + off)
+        self.poll(login, 1)
 
     @rule(login=logins, who=st.integers(0, PEOPLE - 1))
     def approve(self, login: Model, who: int) -> None:
