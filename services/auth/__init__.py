@@ -1,7 +1,7 @@
 """
 The auth room: accounts, sessions and the keys that sign access tokens.
 
-RPCs: finity.auth.v1.AuthService. Tables: users, sessions, signing_keys,
+RPCs: finity.auth.v1.AuthService, PasswordService. Tables: users, sessions, signing_keys,
 admin_logs, email_verifications, reset_requests, chrome_auth_links, auth_outbox,
 auth_deliveries, auth_idempotency_keys. Events: user_registered → usage.
 

@@ -3,7 +3,9 @@
 from chassis.errors import (
     AlreadyExists,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
 )
@@ -61,3 +63,21 @@ class StepUpRequired(Unauthenticated):
     """This needs a fresh proof of who you are; authenticate again and repeat the call."""
 
     reason = "STEP_UP_REQUIRED"
+
+
+class PasswordTooWeak(InvalidArgument):
+    """This password is too easy to guess; choose another one."""
+
+    reason = "PASSWORD_TOO_WEAK"
+
+
+class PasswordNotSet(FailedPrecondition):
+    """The account has no password to change; it signs in in another way."""
+
+    reason = "PASSWORD_NOT_SET"
+
+
+class CurrentPasswordWrong(PermissionDenied):
+    """The current password is another one."""
+
+    reason = "CURRENT_PASSWORD_WRONG"

@@ -10,6 +10,7 @@ READS = ("Get", "List", "Validate", "Search", "Check", "Export")
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
     "Logout": ("", "the session of the token that makes the call is over after one call or two"),
+    "ImportUsers": ("users", "an address that has an account is a duplicate, left as it is"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),

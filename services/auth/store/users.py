@@ -38,6 +38,12 @@ async def find_login(conn: Connection, email: str) -> tuple[User, str | None] | 
     return (_user(row), row["password_hash"]) if row else None
 
 
+async def find_password(conn: Connection, user_id: UUID) -> tuple[User, str | None] | None:
+    """Returns an account with its password hash, or None."""
+    row = await conn.fetchrow(f"SELECT {_USER}, password_hash FROM users WHERE id = $1", user_id)
+    return (_user(row), row["password_hash"]) if row else None
+
+
 async def find_by_email(conn: Connection, email: str) -> User | None:
     row = await conn.fetchrow(f"SELECT {_USER} FROM users WHERE email = $1", email)
     return _user(row) if row else None
