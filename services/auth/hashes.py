@@ -41,13 +41,18 @@ HASH_BYTES = (16, 64)
 
 _B64 = "([A-Za-z0-9+/.]{1,100})"
 _NUMBER = r"(\d{1,10})"
-_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
-_ARGON2 = re.compile(rf"\$argon2id?\$v=19\$m={_NUMBER},t={_NUMBER},p={_NUMBER}\${_B64}\${_B64}")
-_SCRYPT = re.compile(rf"\$scrypt\$ln=(\d\d?),r={_NUMBER},p={_NUMBER}\${_B64}\${_B64}")
-_PBKDF2 = re.compile(
-    rf"\$pbkdf2-(sha256|sha512)\$(?:i=)?{_NUMBER}(?:,l=\d{{1,3}})?\${_B64}\${_B64}"
+_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}", re.ASCII)
+_ARGON2 = re.compile(
+    rf"\$argon2id?\$v=19\$m={_NUMBER},t={_NUMBER},p={_NUMBER}\${_B64}\${_B64}", re.ASCII
 )
-_DJANGO = re.compile(rf"pbkdf2_(sha256|sha512)\${_NUMBER}\$([!-#%-~]{{1,64}})\${_B64}={{0,2}}")
+_SCRYPT = re.compile(rf"\$scrypt\$ln=(\d\d?),r={_NUMBER},p={_NUMBER}\${_B64}\${_B64}", re.ASCII)
+_PBKDF2 = re.compile(
+    rf"\$pbkdf2-(sha256|sha512)\$(?:i=)?{_NUMBER}(?:,l=\d{{1,3}})?\${_B64}\${_B64}",
+    re.ASCII,
+)
+_DJANGO = re.compile(
+    rf"pbkdf2_(sha256|sha512)\${_NUMBER}\$([!-#%-~]{{1,64}})\${_B64}={{0,2}}", re.ASCII
+)
 
 
 class Foreign(Protocol):

@@ -31,8 +31,8 @@ _MATCHERS = (
     matching.spatial_match,
     matching.sequence_match,
     matching.regex_match,
-    matching.date_match,
 )
+_UNPRINTABLE = re.compile(r"[^ -~]")
 # The longest repeats ("aab" in "aabaab") and the shortest ("a"): the score takes the likelier.
 _REPEATS = (re.compile(r"(.+)\1+", re.DOTALL), re.compile(r"(.+?)\1+", re.DOTALL))
 _Dictionaries = Mapping[str, Mapping[str, int]]
@@ -73,6 +73,8 @@ def _matches(password: str, dictionaries: _Dictionaries) -> list[_Match]:
     found: list[_Match] = []
     for matcher in _MATCHERS:
         found += matcher(password, _ranked_dictionaries=dictionaries)
+    # It reads "1" and a line's end as a date, and fails.
+    found += matching.date_match(_UNPRINTABLE.sub("?", password))
     found += matching.l33t_match(password, dictionaries, _l33t_table=_substitutions(password))
     found += _repeats(password, dictionaries)
     return sorted(found, key=lambda match: (match["i"], match["j"]))

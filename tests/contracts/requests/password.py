@@ -11,9 +11,7 @@ from tests.running import PASSWORD
 
 
 def _check(given: Given) -> Message:
-    return password_pb2.CheckPasswordStrengthRequest(
-        password=PASSWORD, email=given.somebody.email
-    )
+    return password_pb2.CheckPasswordStrengthRequest(password=PASSWORD, email=given.somebody.email)
 
 
 def _change(_: Given) -> Message:
