@@ -114,7 +114,7 @@ def test_short_pieces_of_an_address_are_chance(email: str) -> None:
         ("P@ssw0rd1", 1, Hint.LIKE_COMMON),
         ("drowssap", 0, Hint.LIKE_COMMON),
         ("2015-03-04", 1, Hint.DATE),
-        ("4.3.2015\n", 2, Hint.DATE),
+        ("4.3.2015\n", 1, Hint.DATE),
         (PASSWORD, 4, None),
         ("x" * 20 + "\N{PILE OF POO}" * 80, 1, Hint.REPEATED_CHARACTER),
     ],

@@ -266,7 +266,7 @@ class CheckPasswordStrengthRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     password: _builtins.str
-    """Required. 1 to 128 characters without NUL; the first 64 are scored."""
+    """Required. 1 to 128 characters without NUL; the first 32 are scored."""
     email: _builtins.str
     """Optional. The address of the account, at most 254 characters: a password like it is weak."""
     def __init__(
