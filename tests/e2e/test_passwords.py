@@ -4,6 +4,7 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from suite.credentials import DEVELOPER
 from suite.stack import Stack
 from tests.factories import an_address
 from tests.running import PASSWORD
-from tests.suite.terminal import plain_environment
+from tests.suite.terminal import finity, plain_environment
 
 NEW = "a brand new passphrase"
 
@@ -78,3 +79,40 @@ def test_a_password_s_life(stack: Stack) -> None:
 
 def spelled(raw: bytes) -> str:
     return b64encode(raw).decode().rstrip("=")
+
+
+def test_a_file_of_users(stack: Stack, tmp_path: Path) -> None:
+    """`finity users import` brings those it can, names the lines of the others, and may run again."""
+    salt = b"sixteen bytes ok"
+    raw = hashlib.pbkdf2_hmac("sha512", PASSWORD.encode(), salt, 10_000)
+    hashed = "$".join(["", "pbkdf2-sha512", "i=10000", *map(spelled, (salt, raw))])
+    people = [an_address() for _ in range(1200)]
+    users = tmp_path / "users.csv"
+    rows = [f"{email},pro,true,2020-01-31T09:30:00Z,{hashed}" for email in people]
+    rows[7], rows[600] = f"{people[7]},king,,,", f"{people[600]},,,,$1$md5"
+    users.write_text("\n".join(["email,role,email_verified,create_time,password_hash", *rows]))
+    ended = finity(stack.directory, "users", "import", str(users))
+    assert ended.returncode == 3, ended.stderr
+    assert counted(ended.stdout) == {"created": 1198, "duplicates": 0, "rejected": 2}
+    assert "UNREADABLE_LINE: role is free, pro or admin. first in line 9" in ended.stdout
+    assert "HASH_FORMAT_UNKNOWN first in line 602" in ended.stdout
+    assert hashed not in ended.stdout + ended.stderr
+    ended = finity(stack.directory, "users", "import", str(users))
+    assert counted(ended.stdout) == {"created": 0, "duplicates": 1198, "rejected": 2}
+    status, body = post(stack, "/v1/sessions", email=people[3], password=PASSWORD)
+    assert (status, body["user"]["role"]) == (200, "ROLE_PRO")
+    assert body["user"]["create_time"] == "2020-01-31T09:30:00Z"
+
+    objects = tmp_path / "users.jsonl"
+    objects.write_text("".join(json.dumps({"email": email}) + "\n" for email in people[7:8]))
+    ended = finity(stack.directory, "users", "import", str(objects))
+    assert (ended.returncode, counted(ended.stdout)["created"]) == (0, 1)
+    ended = finity(stack.directory, "users", "import", str(objects), FINITY_SERVICE_KEY="fsk_x")
+    assert ended.returncode == 1
+    assert "CREDENTIALS_INVALID" in ended.stderr
+
+
+def counted(output: str) -> dict[str, int]:
+    """Reads the numbers of the summary."""
+    lines = [line.split() for line in output.splitlines() if not line.startswith(" ")]
+    return {words[0]: int(words[1].replace(",", "")) for words in lines if len(words) == 2}
