@@ -82,7 +82,7 @@ def spelled(raw: bytes) -> str:
 
 
 def test_a_file_of_users(stack: Stack, tmp_path: Path) -> None:
-    """`finity users import` brings those it can, names the lines of the others, and may run again."""
+    """`finity users import` brings those it can, names the others' lines, and may run again."""
     salt = b"sixteen bytes ok"
     raw = hashlib.pbkdf2_hmac("sha512", PASSWORD.encode(), salt, 10_000)
     hashed = "$".join(["", "pbkdf2-sha512", "i=10000", *map(spelled, (salt, raw))])

@@ -5,7 +5,6 @@ from datetime import datetime
 from uuid import UUID
 
 from chassis.ids import uuid7
-from chassis.postgres import Connection
 from services.auth import hashes
 from services.auth.domain.imports import (
     Imported,
@@ -18,8 +17,13 @@ from services.auth.domain.imports import (
 from services.auth.domain.users import Role
 from services.auth.service.accounts import USAGE, USER_REGISTERED
 from services.auth.service.room import Room
-from services.auth.store import admin_logs
-from services.auth.store.imports import NewUser, enqueue_all, find_ids, insert_users
+from services.auth.store.imports import (
+    NewUser,
+    enqueue_all,
+    find_ids,
+    insert_users,
+    log_roles,
+)
 
 
 class ImportService:
@@ -43,8 +47,9 @@ class ImportService:
             new = [row for row in rows.values() if row.id in created]
             payloads = [{"user_id": str(row.id)} for row in new]
             await enqueue_all(conn, USER_REGISTERED, payloads, USAGE, now)
-            await _log_promotions(conn, new, actor, now)
             known = await find_ids(conn, list(rows))
+            raised = [row for row in new if row.role is not Role.FREE]
+            await log_roles(conn, raised, actor=actor, now=now)
         self._room.wake_relay()
         return [
             Imported(Outcome.REJECTED, rejection=rejection)
@@ -81,19 +86,3 @@ def _rows(newcomers: Sequence[Newcomer], now: datetime) -> dict[str, NewUser]:
         )
         rows.setdefault(one.email, row)
     return rows
-
-
-async def _log_promotions(
-    conn: Connection, new: Sequence[NewUser], actor: str, now: datetime
-) -> None:
-    for row in new:
-        if row.role is not Role.FREE:
-            await admin_logs.insert_admin_log(
-                conn,
-                log_id=uuid7(now),
-                actor=actor,
-                action="import_user",
-                target=row.id,
-                details={"role": row.role},
-                now=now,
-            )

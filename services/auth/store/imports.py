@@ -72,3 +72,19 @@ async def enqueue_all(
         consumer,
         now,
     )
+
+
+async def log_roles(
+    conn: Connection, rows: Sequence[NewUser], *, actor: str, now: datetime
+) -> None:
+    """Adds an entry to the admin log for each account and the role it came with."""
+    await conn.execute(
+        "INSERT INTO admin_logs (id, actor, action, target_user_id, details, created_at)"
+        " SELECT id, $4, 'import_user', target, jsonb_build_object('role', role), $5"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS new (id, target, role)",
+        [uuid7(now) for _ in rows],
+        [row.id for row in rows],
+        [row.role for row in rows],
+        actor,
+        now,
+    )
