@@ -15,6 +15,7 @@ from suite.commands.outbox import outbox
 from suite.commands.run import run
 from suite.commands.status import status
 from suite.commands.usage import usage
+from suite.commands.users import users
 from suite.errors import SuiteError
 
 
@@ -44,6 +45,7 @@ main.add_command(outbox)
 main.add_command(migrate)
 main.add_command(gateway)
 main.add_command(usage)
+main.add_command(users)
 main.add_command(demo)
 main.add_command(forget)
 

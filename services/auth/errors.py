@@ -3,6 +3,7 @@
 from chassis.errors import (
     AlreadyExists,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -98,3 +99,21 @@ class UserCodeInvalid(NotFound):
     """No device that waits shows this code; look at it once more, or let the device start again."""
 
     reason = "USER_CODE_INVALID"
+
+
+class PasswordTooWeak(InvalidArgument):
+    """This password is too easy to guess; choose another one."""
+
+    reason = "PASSWORD_TOO_WEAK"
+
+
+class PasswordNotSet(FailedPrecondition):
+    """The account has no password to change; it signs in in another way."""
+
+    reason = "PASSWORD_NOT_SET"
+
+
+class CurrentPasswordWrong(PermissionDenied):
+    """The current password is another one."""
+
+    reason = "CURRENT_PASSWORD_WRONG"

@@ -15,6 +15,7 @@ CLIENT_IDS = {
     "InspectDeviceLogin": ("user_code", "it only looks"),
     "ApproveDeviceLogin": ("user_code", "a code is approved once; again by the same user is so"),
     "DenyDeviceLogin": ("user_code", "a code that was denied stays so"),
+    "ImportUsers": ("users", "an address that has an account is a duplicate, left as it is"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),

@@ -1,20 +1,31 @@
 """The contracts of the room on the wire: message in, use case, message out."""
 
-from finity.auth.v1 import auth_pb2, auth_pb2_grpc, device_pb2, device_pb2_grpc
+from finity.auth.v1 import (
+    auth_pb2,
+    auth_pb2_grpc,
+    device_pb2,
+    device_pb2_grpc,
+    password_pb2,
+    password_pb2_grpc,
+)
 from grpc import aio
 
 from chassis.tokens import TokenVerifier
 from services.auth.rpc.auth import AuthServicer
 from services.auth.rpc.devices import DeviceServicer
+from services.auth.rpc.passwords import PasswordServicer
 from services.auth.service.accounts import AccountService
 from services.auth.service.authority import Authority
 from services.auth.service.devices import DeviceService
+from services.auth.service.imports import ImportService
+from services.auth.service.passwords import PasswordService
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService
 
 CONTRACTS = [
     auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
     device_pb2.DESCRIPTOR.services_by_name["DeviceService"],
+    password_pb2.DESCRIPTOR.services_by_name["PasswordService"],
 ]
 
 
@@ -27,3 +38,5 @@ def add_servicers(
     auth_pb2_grpc.add_AuthServiceServicer_to_server(auth, server)
     devices = DeviceServicer(DeviceService(room, sessions))
     device_pb2_grpc.add_DeviceServiceServicer_to_server(devices, server)
+    passwords = PasswordServicer(room, PasswordService(room), ImportService(room))
+    password_pb2_grpc.add_PasswordServiceServicer_to_server(passwords, server)

@@ -9,6 +9,7 @@ from chassis.ids import uuid7
 from chassis.revocations import Revocations
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, UserNotFound
+from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, ROOM, Room
 from services.auth.store import admin_logs, users
 
@@ -23,8 +24,13 @@ class AccountService:
         self._room = room
 
     async def register(self, *, email: str, password: str, key: Key | None) -> User:
-        """Creates an account and announces it; EmailAlreadyTaken if the address has one."""
+        """
+        Creates an account and announces it; EmailAlreadyTaken if the address has one.
+
+        PasswordTooWeak comes before the address is looked for: it says nothing about who is here.
+        """
         room = self._room
+        require_acceptable(password, normalise_email(email))
         hashed = await room.passwords.hash(password)
         now = room.clock.now()
         async with room.database.transaction() as conn:

@@ -38,6 +38,12 @@ async def find_login(conn: Connection, email: str) -> tuple[User, str | None] | 
     return (to_user(row), row["password_hash"]) if row else None
 
 
+async def find_password(conn: Connection, user_id: UUID) -> tuple[User, str | None] | None:
+    """Returns an account with its password hash, or None."""
+    row = await conn.fetchrow(f"SELECT {USER}, password_hash FROM users WHERE id = $1", user_id)
+    return (to_user(row), row["password_hash"]) if row else None
+
+
 async def find_by_email(conn: Connection, email: str) -> User | None:
     row = await conn.fetchrow(f"SELECT {USER} FROM users WHERE email = $1", email)
     return to_user(row) if row else None
@@ -75,6 +81,25 @@ async def list_users(
         limit,
     )
     return [to_user(row) for row in rows]
+
+
+async def confirm_password(
+    conn: Connection, user_id: UUID, *, verified: str, new_hash: str | None
+) -> bool:
+    """
+    Locks an account whose hash is still the verified one, and stores `new_hash` if there is one.
+
+    False, and nothing is written, if another hash was set since.
+    """
+    return bool(
+        await conn.fetchval(
+            "UPDATE users SET password_hash = coalesce($3, password_hash)"
+            " WHERE id = $1 AND password_hash = $2 RETURNING true",
+            user_id,
+            verified,
+            new_hash,
+        )
+    )
 
 
 async def set_role(conn: Connection, user_id: UUID, role: Role, now: datetime) -> User:

@@ -92,6 +92,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the device code is unknown, used up or long over; start again."""
     ERROR_REASON_USER_CODE_INVALID: _ErrorReason.ValueType  # 75
     """NOT_FOUND: no login that waits for an answer has this user code."""
+    ERROR_REASON_PASSWORD_TOO_WEAK: _ErrorReason.ValueType  # 30
+    """INVALID_ARGUMENT: the new password breaks a rule; metadata["why"] is the name of a
+    PasswordWeakness in lower case, e.g. too_common, like_email.
+    """
+    ERROR_REASON_PASSWORD_NOT_SET: _ErrorReason.ValueType  # 31
+    """FAILED_PRECONDITION: the account has no password to change; it signs in in another way."""
+    ERROR_REASON_CURRENT_PASSWORD_WRONG: _ErrorReason.ValueType  # 32
+    """PERMISSION_DENIED: the current password is another one."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -134,6 +142,14 @@ ERROR_REASON_DEVICE_CODE_INVALID: ErrorReason.ValueType  # 74
 """UNAUTHENTICATED: the device code is unknown, used up or long over; start again."""
 ERROR_REASON_USER_CODE_INVALID: ErrorReason.ValueType  # 75
 """NOT_FOUND: no login that waits for an answer has this user code."""
+ERROR_REASON_PASSWORD_TOO_WEAK: ErrorReason.ValueType  # 30
+"""INVALID_ARGUMENT: the new password breaks a rule; metadata["why"] is the name of a
+PasswordWeakness in lower case, e.g. too_common, like_email.
+"""
+ERROR_REASON_PASSWORD_NOT_SET: ErrorReason.ValueType  # 31
+"""FAILED_PRECONDITION: the account has no password to change; it signs in in another way."""
+ERROR_REASON_CURRENT_PASSWORD_WRONG: ErrorReason.ValueType  # 32
+"""PERMISSION_DENIED: the current password is another one."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -194,7 +210,10 @@ class RegisterRequest(_message.Message):
     email: _builtins.str
     """Required. At most 254 characters (RFC 5321 section 4.5.3.1.3)."""
     password: _builtins.str
-    """Required. 8 to 128 characters (OWASP ASVS 5.0, 6.2.1 and 6.2.9)."""
+    """Required. 8 to 128 characters without NUL, counted as Unicode code points
+    (OWASP ASVS 5.0, 6.2.1 and 6.2.9); none of the commonest and not like the
+    address (PASSWORD_TOO_WEAK).
+    """
     idempotency_key: _builtins.str
     """Optional, at most 64 visible ASCII characters, kept 72 hours. The same key
     with the same request gets the first answer again.

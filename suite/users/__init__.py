@@ -1,0 +1,1 @@
+"""Bringing the users of another system: the file, and the calls that import it."""
