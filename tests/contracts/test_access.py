@@ -92,7 +92,8 @@ async def test_every_method_admits_whom_its_contract_names(
         for attempt in attempts:
             case = f"{method.name} by {attempt.caller}"
             expected[case] = attempt.expected
-            request = await request_for(method, replace(given, subject=attempt.subject))
+            asked = replace(given, subject=attempt.subject, metadata=attempt.metadata)
+            request = await request_for(method, asked)
             found[case] = await outcome(channel, method, request, attempt.metadata)
     assert found == expected
 

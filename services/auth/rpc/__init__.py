@@ -1,22 +1,34 @@
 """The contracts of the room on the wire: message in, use case, message out."""
 
-from finity.auth.v1 import auth_pb2, auth_pb2_grpc
+from finity.auth.v1 import auth_pb2, auth_pb2_grpc, oauth_pb2, oauth_pb2_grpc
 from grpc import aio
 
 from chassis.tokens import TokenVerifier
+from services.auth.providers import Providers
 from services.auth.rpc.auth import AuthServicer
+from services.auth.rpc.oauth import OAuthServicer
 from services.auth.service.accounts import AccountService
 from services.auth.service.authority import Authority
+from services.auth.service.oauth import OAuthService
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService
 
-CONTRACTS = [auth_pb2.DESCRIPTOR.services_by_name["AuthService"]]
+CONTRACTS = [
+    auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
+    oauth_pb2.DESCRIPTOR.services_by_name["OAuthService"],
+]
 
 
 def add_servicers(
-    server: aio.Server, room: Room, verifier: TokenVerifier, authority: Authority
+    server: aio.Server,
+    room: Room,
+    verifier: TokenVerifier,
+    authority: Authority,
+    providers: Providers,
 ) -> None:
     """Puts the use cases together and serves every contract of the room."""
     accounts, sessions = AccountService(room), SessionService(room, verifier)
     auth = AuthServicer(room, accounts, sessions, authority)
     auth_pb2_grpc.add_AuthServiceServicer_to_server(auth, server)
+    oauth = OAuthServicer(room, OAuthService(room, accounts, sessions, providers))
+    oauth_pb2_grpc.add_OAuthServiceServicer_to_server(oauth, server)
