@@ -30,6 +30,8 @@ class GitHub:
     """Codes that were exchanged."""
     tokens_answer: bytes | None = None
     """Sent for every exchange in place of the right answer, head and all."""
+    silent_seconds: float = 0.0
+    """How long it thinks before each answer."""
     calls: list[str] = field(default_factory=list)
 
     @property
@@ -87,6 +89,7 @@ async def serving() -> AsyncIterator[GitHub]:
             request, *lines = head.split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in lines if line)
             body = await reader.readexactly(int(headers.get("content-length", 0)))
+            await asyncio.sleep(github.silent_seconds)
             writer.write(_answer(github, request, head, body.decode()))
             await writer.drain()
         writer.close()
