@@ -83,8 +83,11 @@ async def serving() -> AsyncIterator[GitHub]:
     """Serves on a free port until the end of the block."""
     github = GitHub(0)
 
+    answering: set[asyncio.Task[Any] | None] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        answering.add(asyncio.current_task())
+        try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             request, *lines = head.split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in lines if line)
@@ -92,11 +95,18 @@ async def serving() -> AsyncIterator[GitHub]:
             await asyncio.sleep(github.silent_seconds)
             writer.write(_answer(github, request, head, body.decode()))
             await writer.drain()
-        writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         github.port = server.sockets[0].getsockname()[1]
         yield github
+        late = [task for task in answering if task and not task.done()]
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
 
 def _answer(github: GitHub, request: str, head: str, body: str) -> bytes:

@@ -43,6 +43,8 @@ from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh
 from services.auth.store import oauth, users
 
+# Once a flow is used nobody can send its call again: better to wait longer than usual for a row.
+PATIENCE_MS = 8_000
 # Words of RFC 6749 section 4.1.2.1 that say the provider is ill.
 _ILL = {"server_error", "temporarily_unavailable"}
 
@@ -113,7 +115,7 @@ class OAuthService:
         user = await self._fresh(caller)
         proof = await self._prove(flow, answer, Purpose.LINK, user.id)
         now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
+        async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             await self._lock(conn, user.id)
             identity = await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
@@ -132,7 +134,7 @@ class OAuthService:
     async def unlink_identity(self, caller: Caller, identity_id: UUID) -> None:
         """Takes an identity off the caller; LastSignInMethod if nothing would be left."""
         user = await self._fresh(caller)
-        async with self._room.database.transaction() as conn:
+        async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             # Two that unlink at once must each see what the other left.
             await self._lock(conn, user.id)
             if not await oauth.delete_identity(conn, user.id, identity_id):
@@ -168,7 +170,7 @@ class OAuthService:
         provider = self._providers.get(name)
         # Asked before the claim: a provider that is down must not use the flow up.
         announced = await provider.announces_issuer()
-        async with self._room.database.transaction() as conn:
+        async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             flow = await oauth.claim_flow(
                 conn,
                 flow_digest=digest(secret),
@@ -188,7 +190,7 @@ class OAuthService:
     async def _sign_in_known(
         self, proof: Proof, means: Means, now: datetime
     ) -> tuple[Tokens, User] | None:
-        async with self._room.database.transaction() as conn:
+        async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             user_id = await oauth.owner_of_identity(conn, proof)
             # The account first, then the identity, as unlinking locks them.
             if user_id is None or await users.lock_user(conn, user_id) is None:
@@ -198,7 +200,7 @@ class OAuthService:
             return await self._sessions.sign_in(conn, user_id, means, now)
 
     async def _register(self, proof: Proof, means: Means, now: datetime) -> tuple[Tokens, User]:
-        async with self._room.database.transaction() as conn:
+        async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             user = await self._accounts.create(
                 conn, email=proof.usable_email, password_hash=None, now=now
             )
