@@ -23,6 +23,7 @@ from services.auth import config as auth_config
 from services.auth.__main__ import composed as compose_auth
 from services.usage import config as usage_config
 from services.usage.__main__ import composed as compose_usage
+from tests import github
 
 SERVICE_KEY = f"fsk_test_{secrets.token_urlsafe(32)}"
 # Another one in each process of tests: none must count the other's failed attempts.
@@ -108,6 +109,8 @@ async def open_house(
         async for key in redis.scan_iter(f"{limits.PREFIX}*"):
             await redis.delete(key)
     async with contextlib.AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(github.serving())
+        shared = {"oauth_providers": {"github": hub.setting}, **shared}
         auth_settings = auth_config.Settings(FINITY_AUTH_PORT=auth_port, **shared)
         auth = await stack.enter_async_context(compose_auth(auth_settings, clock))
         usage_settings = usage_config.Settings(FINITY_USAGE_PORT=usage_port, **shared)

@@ -22,6 +22,7 @@ from chassis.wakeups import announce
 from services.auth.config import Settings
 from services.auth.passwords import Passwords
 from services.auth.peers import Usage
+from services.auth.providers import open_providers
 from services.auth.rpc import CONTRACTS, add_servicers
 from services.auth.service.accounts import USAGE
 from services.auth.service.authority import Authority, open_signer
@@ -86,7 +87,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
-        add_servicers(grpc.grpc, room, verifier, authority)
+        providers = await stack.enter_async_context(open_providers(settings.providers(), clock))
+        add_servicers(grpc.grpc, room, verifier, authority, providers)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis), relay.run, partial(sweep_forever, database, clock)

@@ -1,14 +1,89 @@
 """What the auth room is told by its environment; read only by __main__."""
 
+import json
 from datetime import timedelta
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from chassis.limits import Limit
 from chassis.settings import ROOM_PORTS, ServiceSettings
 from services.auth.domain.devices import DevicePolicy
+from services.auth.domain.oauth import Protocol, Provider, is_loopback, is_secure
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.service.room import Guesses
+
+GOOGLE = "https://accounts.google.com"
+GITHUB = "https://github.com"
+GITHUB_API = "https://api.github.com"
+OIDC_SCOPES = ("openid", "email", "profile")
+GITHUB_SCOPES = ("read:user", "user:email")
+
+
+class OAuthProvider(BaseModel, extra="forbid"):
+    """One identity provider: a preset, or the issuer of any OpenID Connect provider."""
+
+    preset: Literal["google", "github"] | None = None
+    issuer: str = ""
+    """As the provider's discovery document spells it."""
+    client_id: str = Field(min_length=1)
+    client_secret: SecretStr = SecretStr("")
+    """Empty for a public client."""
+    scopes: tuple[str, ...] = ()
+    """Empty takes the protocol's: who somebody is, and the e-mail address."""
+    redirect_uri: tuple[str, ...] = Field(min_length=1)
+    """Where browsers may come back to: one address or a list."""
+    base_url: str = GITHUB
+    """GitHub only: its pages, "https://HOST" for an Enterprise Server."""
+    api_url: str = GITHUB_API
+    """GitHub only: its API, "https://HOST/api/v3" for an Enterprise Server."""
+
+    @field_validator("redirect_uri", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.preset is None) == (self.issuer == ""):
+            raise ValueError("needs either a preset (google, github) or an issuer")
+        if self.preset != "github" and {"base_url", "api_url"} & self.model_fields_set:
+            raise ValueError("base_url and api_url are GitHub's")
+        if self.scopes and self.preset != "github" and "openid" not in self.scopes:
+            raise ValueError('scopes must hold "openid"')
+        # A redirect to this machine is how programs on it sign in (RFC 8252 section 7.3).
+        if not all(is_secure(uri, loopback=True) for uri in self.redirect_uri):
+            raise ValueError("redirect_uri must be https, or http on a loopback address")
+        if not all(is_secure(url, loopback=True) for url in self.addresses()):
+            raise ValueError("addresses must be https; in development also http on loopback")
+        return self
+
+    def addresses(self) -> list[str]:
+        """Returns the addresses the service itself calls first."""
+        return [self.base_url, self.api_url] if self.preset == "github" else [self._issuer()]
+
+    def _issuer(self) -> str:
+        return GOOGLE if self.preset == "google" else self.issuer
+
+    def provider(self, name: str) -> Provider:
+        """Returns the provider as the domain has it."""
+        github = self.preset == "github"
+        base_url = self.base_url.rstrip("/")
+        return Provider(
+            name=name,
+            protocol=Protocol.GITHUB if github else Protocol.OIDC,
+            issuer=f"{base_url}/login/oauth" if github else self._issuer(),
+            client_id=self.client_id,
+            client_secret=self.client_secret.get_secret_value(),
+            scopes=self.scopes or (GITHUB_SCOPES if github else OIDC_SCOPES),
+            redirect_uris=self.redirect_uri,
+            base_url=base_url if github else "",
+            api_url=self.api_url.rstrip("/") if github else "",
+        )
+
+
+ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 
 class Settings(ServiceSettings):
@@ -52,6 +127,30 @@ class Settings(ServiceSettings):
         """Returns where devices send their users, and how many may wait."""
         page = f"{self.public_url.rstrip('/')}/device"
         return DevicePolicy(page, self.device_codes_per_address)
+
+    oauth_providers: Annotated[dict[ProviderName, OAuthProvider], NoDecode] = Field({})
+    """JSON: name → identity provider. A name is stored with each identity: it keeps its issuer."""
+
+    @field_validator("oauth_providers", mode="before")
+    @classmethod
+    def _parse_providers(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError as error:
+            raise ValueError('must be JSON such as {"google": {"preset": "google", …}}') from error
+
+    @model_validator(mode="after")
+    def _refuse_plain_providers(self) -> Self:
+        for name, provider in self.oauth_providers.items():
+            if self.env == "production" and any(map(is_loopback, provider.addresses())):
+                raise ValueError(f"FINITY_OAUTH_PROVIDERS: {name} is on this machine")
+        return self
+
+    def providers(self) -> list[Provider]:
+        """Returns the identity providers as the domain has them."""
+        return [provider.provider(name) for name, provider in self.oauth_providers.items()]
 
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""

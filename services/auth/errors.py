@@ -8,6 +8,7 @@ from chassis.errors import (
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
+    Unavailable,
 )
 
 
@@ -117,3 +118,63 @@ class CurrentPasswordWrong(PermissionDenied):
     """The current password is another one."""
 
     reason = "CURRENT_PASSWORD_WRONG"
+
+
+class OAuthProviderUnknown(NotFound):
+    """No identity provider of this name is configured."""
+
+    reason = "OAUTH_PROVIDER_UNKNOWN"
+
+
+class OAuthProviderUnavailable(Unavailable):
+    """The identity provider did not answer as it should; start again later."""
+
+    reason = "OAUTH_PROVIDER_UNAVAILABLE"
+
+
+class OAuthDenied(FailedPrecondition):
+    """The sign-in was refused at the identity provider."""
+
+    reason = "OAUTH_DENIED"
+
+
+class OAuthStateInvalid(Unauthenticated):
+    """This is not the answer to a sign-in that you started and that is still open; start again."""
+
+    reason = "OAUTH_STATE_INVALID"
+
+
+class OAuthCodeInvalid(Unauthenticated):
+    """The identity provider does not accept this authorization code; start again."""
+
+    reason = "OAUTH_CODE_INVALID"
+
+
+class OAuthIdTokenInvalid(Unauthenticated):
+    """The identity provider's answer does not prove who signs in; start again."""
+
+    reason = "OAUTH_ID_TOKEN_INVALID"
+
+
+class AccountExistsLinkRequired(AlreadyExists):
+    """This e-mail address has an account; sign in to it as before, then link this identity."""
+
+    reason = "ACCOUNT_EXISTS_LINK_REQUIRED"
+
+
+class EmailNotVerifiedByProvider(FailedPrecondition):
+    """The identity provider gives no e-mail address of yours that it has verified."""
+
+    reason = "EMAIL_NOT_VERIFIED_BY_PROVIDER"
+
+
+class IdentityAlreadyLinked(AlreadyExists):
+    """This identity is linked to another account."""
+
+    reason = "IDENTITY_ALREADY_LINKED"
+
+
+class LastSignInMethod(FailedPrecondition):
+    """Nobody could sign in to the account without this; set a password first."""
+
+    reason = "LAST_SIGN_IN_METHOD"

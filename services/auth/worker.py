@@ -9,7 +9,7 @@ from chassis.clock import Clock
 from chassis.errors import Refusal
 from chassis.postgres import Database
 from services.auth.service.room import KEYS
-from services.auth.store import sessions
+from services.auth.store import oauth, sessions
 
 SWEEP_SECONDS = 600.0
 # Between two batches, so that a large backlog does not crowd out calls.
@@ -18,7 +18,7 @@ _log = structlog.get_logger()
 
 
 async def sweep_forever(database: Database, clock: Clock) -> None:
-    """Deletes expired sessions and idempotency keys in small batches until cancelled."""
+    """Deletes expired sessions, flows and idempotency keys in small batches until cancelled."""
     while True:
         deleted = 0
         try:
@@ -33,4 +33,5 @@ async def sweep(database: Database, clock: Clock) -> int:
     now = clock.now()
     async with database.transaction() as conn:
         deleted = await sessions.delete_old_sessions(conn, now)
+        deleted += await oauth.delete_old_flows(conn, now)
         return deleted + await idempotency.forget(conn, KEYS, now)

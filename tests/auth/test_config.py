@@ -39,6 +39,7 @@ def test_the_defaults_are_a_laptops() -> None:
         ("FINITY_ARGON2_MEMORY_KIB", "7"),
         ("FINITY_ARGON2_TIME_COST", "0"),
         ("FINITY_ARGON2_QUEUE", "0"),
+        ("FINITY_OAUTH_PROVIDERS", "no JSON"),
     ],
 )
 def test_a_wrong_value_is_told_by_its_name(

@@ -15,6 +15,7 @@ from finity.usage.v1 import usage_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests import github
 from tests.contracts.descriptors import ROOT
 from tests.running import SECRET, SERVICE_KEY, House, bearer, free_port
 
@@ -68,6 +69,8 @@ async def open_processes(
         environment[f"FINITY_{room.upper()}_PORT"] = str(port)
         environment[f"FINITY_{room.upper()}_ADDRESS"] = f"127.0.0.1:{port}"
     async with contextlib.AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(github.serving())
+        environment["FINITY_OAUTH_PROVIDERS"] = json.dumps({"github": hub.setting})
         children, logs, channels = {}, {}, {}
         for room, port in ports.items():
             logs[room] = directory / f"{room}.log"

@@ -24,6 +24,8 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "email_verifications": ALL,
         "reset_requests": ALL,
         "chrome_auth_links": ALL,
+        "oauth_identities": ALL,
+        "oauth_flows": ALL,
         "auth_outbox": APPEND,
         "auth_deliveries": WRITE,
         "auth_idempotency_keys": ALL,

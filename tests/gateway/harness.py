@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
-# Importing them makes their messages known to the stand-in.
-from finity.auth.v1 import auth_pb2, device_pb2
-from finity.usage.v1 import usage_pb2
 from google.protobuf import symbol_database
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -26,7 +22,6 @@ from gateway.config import GatewaySettings
 from gateway.envoy import command
 from gateway.render import DESCRIPTORS, render
 
-CONTRACTS = (auth_pb2, device_pb2, usage_pb2)
 ORIGIN = "https://app.example.com"
 MAX_BODY = 32 * 1024
 TIMEOUT = 1.0

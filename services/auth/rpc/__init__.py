@@ -5,19 +5,24 @@ from finity.auth.v1 import (
     auth_pb2_grpc,
     device_pb2,
     device_pb2_grpc,
+    oauth_pb2,
+    oauth_pb2_grpc,
     password_pb2,
     password_pb2_grpc,
 )
 from grpc import aio
 
 from chassis.tokens import TokenVerifier
+from services.auth.providers import Providers
 from services.auth.rpc.auth import AuthServicer
 from services.auth.rpc.devices import DeviceServicer
+from services.auth.rpc.oauth import OAuthServicer
 from services.auth.rpc.passwords import PasswordServicer
 from services.auth.service.accounts import AccountService
 from services.auth.service.authority import Authority
 from services.auth.service.devices import DeviceService
 from services.auth.service.imports import ImportService
+from services.auth.service.oauth import OAuthService
 from services.auth.service.passwords import PasswordService
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService
@@ -26,11 +31,16 @@ CONTRACTS = [
     auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
     device_pb2.DESCRIPTOR.services_by_name["DeviceService"],
     password_pb2.DESCRIPTOR.services_by_name["PasswordService"],
+    oauth_pb2.DESCRIPTOR.services_by_name["OAuthService"],
 ]
 
 
 def add_servicers(
-    server: aio.Server, room: Room, verifier: TokenVerifier, authority: Authority
+    server: aio.Server,
+    room: Room,
+    verifier: TokenVerifier,
+    authority: Authority,
+    providers: Providers,
 ) -> None:
     """Puts the use cases together and serves every contract of the room."""
     accounts, sessions = AccountService(room), SessionService(room, verifier)
@@ -40,3 +50,5 @@ def add_servicers(
     device_pb2_grpc.add_DeviceServiceServicer_to_server(devices, server)
     passwords = PasswordServicer(room, PasswordService(room), ImportService(room))
     password_pb2_grpc.add_PasswordServiceServicer_to_server(passwords, server)
+    oauth = OAuthServicer(room, OAuthService(room, accounts, sessions, providers))
+    oauth_pb2_grpc.add_OAuthServiceServicer_to_server(oauth, server)

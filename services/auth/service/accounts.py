@@ -1,11 +1,13 @@
 """Accounts: registering, reading, changing what a user may do."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from chassis import idempotency, outbox
 from chassis.idempotency import Key
 from chassis.ids import uuid7
+from chassis.postgres import Connection
 from chassis.revocations import Revocations
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, UserNotFound
@@ -36,19 +38,29 @@ class AccountService:
         async with room.database.transaction() as conn:
 
             async def effect() -> User:
-                user = await users.insert_user(
-                    conn,
-                    user_id=uuid7(now),
-                    email=normalise_email(email),
-                    password_hash=hashed,
-                    now=now,
-                )
-                payload = {"user_id": str(user.id)}
-                await outbox.enqueue(conn, ROOM, USER_REGISTERED, payload, [USAGE], now=now)
-                return user
+                return await self.create(conn, email=email, password_hash=hashed, now=now)
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
         room.wake_relay()
+        return user
+
+    async def create(
+        self, conn: Connection, *, email: str, password_hash: str | None, now: datetime
+    ) -> User:
+        """
+        Inserts an account and announces it; every way to register ends here.
+
+        EmailAlreadyTaken if the address has one. The caller wakes the relay after the commit.
+        """
+        user = await users.insert_user(
+            conn,
+            user_id=uuid7(now),
+            email=normalise_email(email),
+            password_hash=password_hash,
+            now=now,
+        )
+        payload = {"user_id": str(user.id)}
+        await outbox.enqueue(conn, ROOM, USER_REGISTERED, payload, [USAGE], now=now)
         return user
 
     async def get_user(self, user_id: UUID) -> User:

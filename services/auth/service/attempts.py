@@ -19,7 +19,15 @@ class Attempts:
         self._room.limits.check_here(*self._tries(account, address))
 
     async def failed(self, account: str, address: str | None) -> None:
-        await self._room.limits.failed(*self._tries(account, address))
+        """
+        Counts a failure.
+
+        TooManyAttempts where `succeeded` would have said so: what many guesses at
+        once are answered must not name the right one.
+        """
+        tries = self._tries(account, address)
+        await self._room.limits.check(*tries)
+        await self._room.limits.failed(*tries)
 
     async def succeeded(self, account: str, address: str | None) -> None:
         """

@@ -17,7 +17,7 @@ USER = (
 
 
 async def insert_user(
-    conn: Connection, *, user_id: UUID, email: str, password_hash: str, now: datetime
+    conn: Connection, *, user_id: UUID, email: str, password_hash: str | None, now: datetime
 ) -> User:
     """Inserts an account; EmailAlreadyTaken if the address has one."""
     with on_constraint("users_email_key", EmailAlreadyTaken):

@@ -6,7 +6,7 @@ from finity.usage.v1 import usage_pb2
 
 from chassis.clock import Clock
 from chassis.ids import uuid7
-from tests.running import House, Person
+from tests.running import House, Metadata, Person
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Given:
     """A user who is logged in and has an account."""
     subject: str = ""
     """Whom a request with a subject names."""
+    metadata: Metadata = ()
+    """The credentials it will be sent with, for what only its preparer can finish."""
 
     def event(self) -> usage_pb2.UsageEvent:
         return usage_pb2.UsageEvent(

@@ -100,6 +100,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the account has no password to change; it signs in in another way."""
     ERROR_REASON_CURRENT_PASSWORD_WRONG: _ErrorReason.ValueType  # 32
     """PERMISSION_DENIED: the current password is another one."""
+    ERROR_REASON_OAUTH_PROVIDER_UNKNOWN: _ErrorReason.ValueType  # 60
+    """NOT_FOUND: no identity provider of this name is configured."""
+    ERROR_REASON_OAUTH_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 61
+    """UNAVAILABLE: the identity provider did not answer, or not as its protocol demands; start again."""
+    ERROR_REASON_OAUTH_DENIED: _ErrorReason.ValueType  # 62
+    """FAILED_PRECONDITION: the person or the provider refused; metadata["error"] is the provider's word."""
+    ERROR_REASON_OAUTH_STATE_INVALID: _ErrorReason.ValueType  # 63
+    """UNAUTHENTICATED: the flow is unknown, over, used, somebody else's, or not what the state or issuer
+    belongs to; start again.
+    """
+    ERROR_REASON_OAUTH_CODE_INVALID: _ErrorReason.ValueType  # 64
+    """UNAUTHENTICATED: the provider does not accept the authorization code; start again."""
+    ERROR_REASON_OAUTH_ID_TOKEN_INVALID: _ErrorReason.ValueType  # 65
+    """UNAUTHENTICATED: the provider's ID token does not prove who signs in; start again."""
+    ERROR_REASON_ACCOUNT_EXISTS_LINK_REQUIRED: _ErrorReason.ValueType  # 66
+    """ALREADY_EXISTS: the address has an account that this identity is not linked to; sign in to it as
+    before and link the identity.
+    """
+    ERROR_REASON_EMAIL_NOT_VERIFIED_BY_PROVIDER: _ErrorReason.ValueType  # 67
+    """FAILED_PRECONDITION: the provider gives no e-mail address that it has verified."""
+    ERROR_REASON_IDENTITY_ALREADY_LINKED: _ErrorReason.ValueType  # 68
+    """ALREADY_EXISTS: the identity is linked to another account."""
+    ERROR_REASON_LAST_SIGN_IN_METHOD: _ErrorReason.ValueType  # 69
+    """FAILED_PRECONDITION: without this identity nobody could sign in to the account; set a password first."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -150,6 +174,30 @@ ERROR_REASON_PASSWORD_NOT_SET: ErrorReason.ValueType  # 31
 """FAILED_PRECONDITION: the account has no password to change; it signs in in another way."""
 ERROR_REASON_CURRENT_PASSWORD_WRONG: ErrorReason.ValueType  # 32
 """PERMISSION_DENIED: the current password is another one."""
+ERROR_REASON_OAUTH_PROVIDER_UNKNOWN: ErrorReason.ValueType  # 60
+"""NOT_FOUND: no identity provider of this name is configured."""
+ERROR_REASON_OAUTH_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 61
+"""UNAVAILABLE: the identity provider did not answer, or not as its protocol demands; start again."""
+ERROR_REASON_OAUTH_DENIED: ErrorReason.ValueType  # 62
+"""FAILED_PRECONDITION: the person or the provider refused; metadata["error"] is the provider's word."""
+ERROR_REASON_OAUTH_STATE_INVALID: ErrorReason.ValueType  # 63
+"""UNAUTHENTICATED: the flow is unknown, over, used, somebody else's, or not what the state or issuer
+belongs to; start again.
+"""
+ERROR_REASON_OAUTH_CODE_INVALID: ErrorReason.ValueType  # 64
+"""UNAUTHENTICATED: the provider does not accept the authorization code; start again."""
+ERROR_REASON_OAUTH_ID_TOKEN_INVALID: ErrorReason.ValueType  # 65
+"""UNAUTHENTICATED: the provider's ID token does not prove who signs in; start again."""
+ERROR_REASON_ACCOUNT_EXISTS_LINK_REQUIRED: ErrorReason.ValueType  # 66
+"""ALREADY_EXISTS: the address has an account that this identity is not linked to; sign in to it as
+before and link the identity.
+"""
+ERROR_REASON_EMAIL_NOT_VERIFIED_BY_PROVIDER: ErrorReason.ValueType  # 67
+"""FAILED_PRECONDITION: the provider gives no e-mail address that it has verified."""
+ERROR_REASON_IDENTITY_ALREADY_LINKED: ErrorReason.ValueType  # 68
+"""ALREADY_EXISTS: the identity is linked to another account."""
+ERROR_REASON_LAST_SIGN_IN_METHOD: ErrorReason.ValueType  # 69
+"""FAILED_PRECONDITION: without this identity nobody could sign in to the account; set a password first."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
