@@ -51,6 +51,8 @@ class Caller:
     """How strongly a user is authenticated; the token's "acr" claim."""
     auth_time: datetime | None = None
     """When a user last proved who it is."""
+    actor: UUID | None = None
+    """The administrator who acts as the user; the token's "act" claim (RFC 8693)."""
 
     @property
     def key(self) -> str:

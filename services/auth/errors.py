@@ -3,7 +3,9 @@
 from chassis.errors import (
     AlreadyExists,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
 )
@@ -61,3 +63,33 @@ class StepUpRequired(Unauthenticated):
     """This needs a fresh proof of who you are; authenticate again and repeat the call."""
 
     reason = "STEP_UP_REQUIRED"
+
+
+class SelfBan(FailedPrecondition):
+    """Nobody bans itself; ask another administrator."""
+
+    reason = "SELF_BAN"
+
+
+class BanExpiryPassed(InvalidArgument):
+    """A ban must end in the future; leave the end out for a ban without one."""
+
+    reason = "BAN_EXPIRY_PASSED"
+
+
+class UserNotActive(FailedPrecondition):
+    """This cannot be done to an account in its present state."""
+
+    reason = "USER_NOT_ACTIVE"
+
+
+class ImpersonationDenied(PermissionDenied):
+    """Whoever acts as somebody else may not do this in their name."""
+
+    reason = "IMPERSONATION_DENIED"
+
+
+class AdminNotImpersonable(FailedPrecondition):
+    """An administrator cannot be impersonated."""
+
+    reason = "ADMIN_NOT_IMPERSONABLE"

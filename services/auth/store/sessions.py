@@ -11,7 +11,7 @@ from services.auth.domain.sessions import Acr, Session
 
 _SESSION = (
     "id, user_id, counter, created_at, expires_at, refreshed_at, ended_at, end_reason, amr, acr,"
-    " authenticated_at"
+    " authenticated_at, impersonated_by"
 )
 
 
@@ -26,8 +26,8 @@ async def insert_session(
 ) -> None:
     await conn.execute(
         "INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at, expires_at,"
-        " refreshed_at, last_seen_at, amr, acr, device, address)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10)",
+        " refreshed_at, last_seen_at, amr, acr, device, address, impersonated_by)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10, $11)",
         session.id,
         session.user_id,
         access_token_id,
@@ -38,6 +38,7 @@ async def insert_session(
         session.acr,
         device,
         address,
+        session.impersonated_by,
     )
 
 
@@ -117,6 +118,22 @@ async def end_sessions(
     return [row["id"] for row in rows]
 
 
+async def end_impersonations(
+    conn: Connection, user_id: UUID, *, reason: str, by: str, now: datetime
+) -> Sequence[UUID]:
+    """Ends the living sessions in which a user acts as somebody or somebody as it."""
+    rows = await conn.fetch(
+        "UPDATE sessions SET ended_at = $4, end_reason = $2, ended_by = $3"
+        " WHERE ended_at IS NULL AND impersonated_by IS NOT NULL"
+        " AND (impersonated_by = $1 OR user_id = $1) RETURNING id",
+        user_id,
+        reason,
+        by,
+        now,
+    )
+    return [row["id"] for row in rows]
+
+
 async def ended_sessions(conn: Connection, since: datetime) -> Sequence[UUID]:
     rows = await conn.fetch("SELECT id FROM sessions WHERE ended_at > $1", since)
     return [row["id"] for row in rows]
@@ -147,4 +164,5 @@ def _session(row: Record) -> Session:
         amr=tuple(row["amr"]),
         acr=Acr(row["acr"]),
         authenticated_at=row["authenticated_at"],
+        impersonated_by=row["impersonated_by"],
     )

@@ -76,6 +76,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
     is how many seconds one serves, metadata["acr_values"] how strong it must be.
     """
+    ERROR_REASON_SELF_BAN: _ErrorReason.ValueType  # 90
+    """FAILED_PRECONDITION: nobody bans itself."""
+    ERROR_REASON_BAN_EXPIRY_PASSED: _ErrorReason.ValueType  # 91
+    """INVALID_ARGUMENT: a ban must end in the future."""
+    ERROR_REASON_USER_NOT_ACTIVE: _ErrorReason.ValueType  # 92
+    """FAILED_PRECONDITION: this cannot be done to an account in its state, metadata["state"]:
+    "banned", "deleting" or "erased".
+    """
+    ERROR_REASON_IMPERSONATION_DENIED: _ErrorReason.ValueType  # 93
+    """PERMISSION_DENIED: whoever acts as somebody else may not do this in their name."""
+    ERROR_REASON_ADMIN_NOT_IMPERSONABLE: _ErrorReason.ValueType  # 94
+    """FAILED_PRECONDITION: an administrator cannot be impersonated."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -102,6 +114,18 @@ ERROR_REASON_STEP_UP_REQUIRED: ErrorReason.ValueType  # 9
 """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
 is how many seconds one serves, metadata["acr_values"] how strong it must be.
 """
+ERROR_REASON_SELF_BAN: ErrorReason.ValueType  # 90
+"""FAILED_PRECONDITION: nobody bans itself."""
+ERROR_REASON_BAN_EXPIRY_PASSED: ErrorReason.ValueType  # 91
+"""INVALID_ARGUMENT: a ban must end in the future."""
+ERROR_REASON_USER_NOT_ACTIVE: ErrorReason.ValueType  # 92
+"""FAILED_PRECONDITION: this cannot be done to an account in its state, metadata["state"]:
+"banned", "deleting" or "erased".
+"""
+ERROR_REASON_IMPERSONATION_DENIED: ErrorReason.ValueType  # 93
+"""PERMISSION_DENIED: whoever acts as somebody else may not do this in their name."""
+ERROR_REASON_ADMIN_NOT_IMPERSONABLE: ErrorReason.ValueType  # 94
+"""FAILED_PRECONDITION: an administrator cannot be impersonated."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
