@@ -92,9 +92,7 @@ def test_services_of_the_readme() -> None:
     assert set(named) == set(rooms())
     for room, (_, port, rpcs, tables) in named.items():
         assert port == variables()[f"FINITY_{room.upper()}_PORT"].default
-        assert split(rpcs) == [
-            method.name for service in SERVICES[room] for method in service.methods
-        ]
+        assert split(rpcs) == [method.name for method in methods(room)]
         files = sorted((ROOT / "services" / room / "migrations").glob("*.sql"))
         sql = "\n".join(path.read_text() for path in files)
         assert set(split(tables)) == set(re.findall(r"^CREATE TABLE (\w+)", sql, re.MULTILINE))
