@@ -1,5 +1,6 @@
 """AdminService through real channels, on both transports, and the statements it searches with."""
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +18,6 @@ from services.auth.domain.admin import LogFilter, UserFilter, UserState
 from services.auth.store import admin_logs as store_admin_logs
 from services.auth.store import users as store_users
 from tests.auth.test_rpc import refusal, refused, until_revoked
-from tests.contracts.test_schema import plan_of
 from tests.factories import make_user
 from tests.fakes import FakeClock
 from tests.running import PASSWORD, House, Person, bearer, info_of
@@ -286,24 +286,29 @@ async def test_every_state_is_found(conn: Connection, clock: FakeClock) -> None:
 
 
 class Explaining:
-    """Stands where a connection does and keeps the plan, made without knowing the values."""
+    """Stands where a connection does and keeps the indexes a search would read."""
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self.indexes: set[str] = set()
+        self.sequential = False
+
+    async def execute(self, statement: str) -> None:
+        await self._conn.execute(statement)
 
     async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        await self._conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        self.scans = await plan_of(self._conn, statement, *arguments)
-        text = await self._conn.fetch(f"EXPLAIN {statement}", *arguments)
-        self.indexes = {
-            word for row in text for word in str(row[0]).split() if word.endswith(("_idx", "_key"))
-        }
+        values = ", ".join("'" + str(value).replace("'", "''") + "'" for value in arguments)
+        await self._conn.execute(f"PREPARE searched AS {statement}")
+        lines = await self._conn.fetch(f"EXPLAIN EXECUTE searched ({values})")
+        await self._conn.execute("DEALLOCATE searched")
+        plan = "\n".join(str(line[0]) for line in lines)
+        self.indexes = set(re.findall(r"\w+_(?:idx|key)\b", plan))
+        self.sequential = "Seq Scan" in plan
         return []
 
 
 async def test_searches_read_indexes(conn: Connection, clock: FakeClock) -> None:
-    """By address, time and log filters the plan reads an index, with any values and many rows."""
+    """Every filter has an index; the log's are read whatever the values are."""
     now = clock.now()
     await conn.execute(
         "INSERT INTO users (id, email, created_at) SELECT gen_random_uuid(),"
@@ -312,11 +317,13 @@ async def test_searches_read_indexes(conn: Connection, clock: FakeClock) -> None
     )
     await conn.execute(
         "INSERT INTO admin_logs (id, actor, action, target_user_id, created_at)"
-        " SELECT gen_random_uuid(), 'user:' || n, 'test', gen_random_uuid(),"
+        " SELECT gen_random_uuid(), 'user:' || n, 'test_' || chr(97 + n % 26), gen_random_uuid(),"
         " now() - make_interval(mins => n) FROM generate_series(1, 2000) AS n"
     )
     await conn.execute("ANALYZE users; ANALYZE admin_logs")
     explaining = Explaining(conn)
+    # What a connection comes to after some searches, unless the store says otherwise.
+    await conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     for wanted, index in (
         (UserFilter(email_prefix="u123"), "users_email_prefix_idx"),
         (UserFilter(), "users_created_at_idx"),
@@ -327,16 +334,17 @@ async def test_searches_read_indexes(conn: Connection, clock: FakeClock) -> None
             explaining, wanted, before=(now, UUID(int=0)), limit=51, now=now
         )
         assert explaining.indexes == {index}, wanted
-        assert ("Seq Scan", "users") not in explaining.scans
+        assert not explaining.sequential
+    await conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     for filters, index in (
         (LogFilter(target=uuid7(now)), "admin_logs_target_seq_idx"),
         (LogFilter(actor="user:7"), "admin_logs_actor_seq_idx"),
-        (LogFilter(action="no_such"), "admin_logs_action_seq_idx"),
+        (LogFilter(action="test_a"), "admin_logs_action_seq_idx"),
         (LogFilter(), "admin_logs_seq_key"),
     ):
-        await store_admin_logs.list_admin_logs(explaining, filters, before=99, limit=51)
+        await store_admin_logs.list_admin_logs(explaining, filters, before=10**6, limit=51)
         assert explaining.indexes == {index}, filters
-        assert ("Seq Scan", "admin_logs") not in explaining.scans
+        assert not explaining.sequential
 
 
 async def test_the_walk_reads_an_index(conn: Connection) -> None:

@@ -55,7 +55,7 @@ class AdminService:
         self, wanted: UserFilter, *, before: tuple[datetime, UUID] | None, limit: int
     ) -> tuple[Sequence[User], bool]:
         """Returns a page, newest first, and whether there is another."""
-        async with self._room.database.connection() as conn:
+        async with self._room.database.transaction() as conn:
             found = await users.search_users(
                 conn, wanted, before=before, limit=limit + 1, now=self._room.clock.now()
             )
