@@ -60,6 +60,11 @@ class Caller:
         identity = self.user_id if self.kind is Kind.USER else self.name
         return f"{self.kind.value}:{identity}" if identity else self.kind.value
 
+    @property
+    def actor_key(self) -> str:
+        """The same of who really acts: the impersonator, where there is one."""
+        return f"{Kind.USER.value}:{self.actor}" if self.actor else self.key
+
 
 PUBLIC = Caller(Kind.PUBLIC)
 

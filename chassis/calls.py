@@ -44,7 +44,7 @@ class Call:
             "caller": self.caller.key,
         }
         if self.caller.actor is not None:
-            fields["actor"] = f"user:{self.caller.actor}"
+            fields["actor"] = self.caller.actor_key
         return fields
 
 

@@ -19,10 +19,11 @@ async def follow(url: str, chain: Chain) -> Broken | None:
             raise SuiteError("This database has no chained admin log yet; run `finity migrate`.")
         # One moment for the log and its head, whoever writes meanwhile.
         async with conn.transaction(isolation="repeatable_read", readonly=True):
-            return await _walk(conn, chain)
+            return await walk(conn, chain)
 
 
-async def _walk(conn: Connection, chain: Chain) -> Broken | None:
+async def walk(conn: Connection, chain: Chain) -> Broken | None:
+    """The same on a connection whose transaction sees one moment."""
     after = _START
     while entries := await admin_logs.walk_admin_logs(conn, after=after, limit=PAGE):
         for entry in entries:
