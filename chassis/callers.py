@@ -51,12 +51,19 @@ class Caller:
     """How strongly a user is authenticated; the token's "acr" claim."""
     auth_time: datetime | None = None
     """When a user last proved who it is."""
+    actor: UUID | None = None
+    """The administrator who acts as the user; the token's "act" claim (RFC 8693)."""
 
     @property
     def key(self) -> str:
         """A stable text for logs and idempotency keys, e.g. "user:0192…"."""
         identity = self.user_id if self.kind is Kind.USER else self.name
         return f"{self.kind.value}:{identity}" if identity else self.kind.value
+
+    @property
+    def actor_key(self) -> str:
+        """The same of who really acts: the impersonator, where there is one."""
+        return f"{Kind.USER.value}:{self.actor}" if self.actor else self.key
 
 
 PUBLIC = Caller(Kind.PUBLIC)

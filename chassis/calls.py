@@ -38,11 +38,14 @@ class Call:
 
     def fields(self) -> dict[str, str]:
         """What a log line says of the call."""
-        return {
+        fields = {
             "request_id": self.request_id,
             "method": f"{self.method.service}/{self.method.name}",
             "caller": self.caller.key,
         }
+        if self.caller.actor is not None:
+            fields["actor"] = self.caller.actor_key
+        return fields
 
 
 def request_id(metadata: Mapping[str, object]) -> str:

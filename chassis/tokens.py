@@ -151,6 +151,7 @@ class TokenVerifier:
                 role=str(claims["role"]),
                 acr=str(claims.get("acr", "")),
                 auth_time=_time(claims.get("auth_time")),
+                actor=UUID(claims["act"]["sub"]) if "act" in claims else None,
             )
             return _Verified(caller, kid, int(claims["ver"]), float(claims["exp"]))
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:

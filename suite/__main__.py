@@ -7,6 +7,7 @@ import click
 
 from chassis.dsn import DatabaseError
 from chassis.settings import SettingsError
+from suite.commands.audit import audit
 from suite.commands.demo import demo
 from suite.commands.forget import forget
 from suite.commands.gateway import gateway
@@ -42,6 +43,7 @@ def main() -> None:
 main.add_command(run)
 main.add_command(status)
 main.add_command(outbox)
+main.add_command(audit)
 main.add_command(migrate)
 main.add_command(gateway)
 main.add_command(usage)

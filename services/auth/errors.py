@@ -178,3 +178,33 @@ class LastSignInMethod(FailedPrecondition):
     """Nobody could sign in to the account without this; set a password first."""
 
     reason = "LAST_SIGN_IN_METHOD"
+
+
+class SelfBan(FailedPrecondition):
+    """Nobody bans itself; ask another administrator."""
+
+    reason = "SELF_BAN"
+
+
+class BanExpiryPassed(InvalidArgument):
+    """A ban must end in the future; leave the end out for a ban without one."""
+
+    reason = "BAN_EXPIRY_PASSED"
+
+
+class UserNotActive(FailedPrecondition):
+    """This cannot be done to an account in its present state."""
+
+    reason = "USER_NOT_ACTIVE"
+
+
+class ImpersonationDenied(PermissionDenied):
+    """Whoever acts as somebody else may not do this in their name."""
+
+    reason = "IMPERSONATION_DENIED"
+
+
+class AdminNotImpersonable(FailedPrecondition):
+    """An administrator cannot be impersonated."""
+
+    reason = "ADMIN_NOT_IMPERSONABLE"

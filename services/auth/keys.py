@@ -45,7 +45,7 @@ class Signer:
         self, user: User, session: Session, *, token_id: str, now: datetime, expires: datetime
     ) -> str:
         """Returns an access token; times are in seconds as RFC 7519 has them."""
-        claims = {
+        claims: dict[str, object] = {
             "iss": self.issuer,
             "aud": AUDIENCE,
             "sub": str(user.id),
@@ -59,6 +59,9 @@ class Signer:
             "exp": int(expires.timestamp()),
             "jti": token_id,
         }
+        if session.impersonated_by is not None:
+            # Who really acts (RFC 8693 section 4.1).
+            claims["act"] = {"sub": str(session.impersonated_by)}
         return jwt.encode(claims, self.key, algorithm=ALGORITHM, headers={"kid": self.kid})
 
 

@@ -1,6 +1,7 @@
 """Accounts, logins and roles, as use cases over a database of the test's own."""
 
 import asyncio
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -360,7 +361,7 @@ async def test_without_the_lock_nobody_would_be_left(
     """Negative control: counting administrators without locking them demotes both."""
     both_counted = asyncio.Barrier(2)
 
-    async def count_only(conn: Connection) -> list[UUID]:
+    async def count_only(conn: Connection, _: datetime) -> list[UUID]:
         rows = await conn.fetch("SELECT id FROM users WHERE role = 'admin' ORDER BY id")
         if len(rows) == 2:
             await both_counted.wait()
@@ -379,7 +380,7 @@ async def test_a_locked_user_can_still_be_referred_to(
     user = await make_user(owner, clock, role=Role.ADMIN)
     await owner.execute("SET lock_timeout = '2s'")
     async with auth_database.transaction() as conn:
-        assert await store_users.lock_admins(conn) == [user.id]
+        assert await store_users.lock_admins(conn, clock.now()) == [user.id]
         await store_users.lock_user(conn, user.id)
         await owner.execute(
             "INSERT INTO email_verifications (id, user_id, token, created_at, expires_at)"

@@ -162,7 +162,7 @@ async def test_only_administrators_are_locked(conn: Connection, clock: FakeClock
     """lock_admins names every administrator and nobody else, in the order of their ids."""
     admins = [(await make_user(conn, clock, role=Role.ADMIN)).id for _ in range(3)]
     await make_user(conn, clock, role=Role.PRO)
-    assert await store_users.lock_admins(conn) == sorted(admins)
+    assert await store_users.lock_admins(conn, clock.now()) == sorted(admins)
 
 
 async def test_rotation_moves_one_step(conn: Connection, clock: FakeClock) -> None:

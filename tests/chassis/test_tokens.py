@@ -64,6 +64,15 @@ async def test_a_good_token_names_its_user(verifier: TokenVerifier, issuer: Issu
     assert expires == end
 
 
+async def test_a_token_names_who_acts(verifier: TokenVerifier, issuer: Issuer) -> None:
+    """The claim "act" is the caller's actor (RFC 8693 section 4.1), who is the one who acts."""
+    actor = uuid4()
+    caller = await verifier.verify(issuer.token(act={"sub": str(actor)}))
+    assert (caller.actor, caller.actor_key) == (actor, f"user:{actor}")
+    caller = await verifier.verify(issuer.token())
+    assert (caller.actor, caller.actor_key) == (None, caller.key)
+
+
 async def test_a_token_ends_when_it_says(
     verifier: TokenVerifier, issuer: Issuer, clock: FakeClock
 ) -> None:
@@ -98,6 +107,9 @@ def misuses(issuer: Issuer) -> dict[str, str]:
         "no audience": issuer.token(aud=None),
         "no end": issuer.token(exp=None),
         "no user": issuer.token(sub=None),
+        "an actor without a name": issuer.token(act={}),
+        "an actor who is no user": issuer.token(act={"sub": "root"}),
+        "an actor that is none": issuer.token(act="root"),
         "no session": issuer.token(sid=None),
         "no version": issuer.token(ver=None),
         "no role": issuer.token(role=None),

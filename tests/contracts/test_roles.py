@@ -19,6 +19,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
     "auth": {
         "users": ALL,
         "admin_logs": APPEND,
+        "admin_log_head": READ,
         "sessions": ALL,
         "signing_keys": WRITE,
         "email_verifications": ALL,

@@ -74,6 +74,8 @@ class Session:
     acr: Acr = Acr.AAL1
     authenticated_at: datetime | None = None
     """When the user last proved who it is; the "auth_time" claim. None means at created_at."""
+    impersonated_by: UUID | None = None
+    """The administrator who acts as the user in it."""
 
     @property
     def auth_time(self) -> datetime:

@@ -31,6 +31,7 @@ class User:
     banned_at: datetime | None = None
     banned_until: datetime | None = None
     """End of a ban; None with banned_at set is a ban without an end."""
+    ban_reason: str | None = None
     deletion_requested_at: datetime | None = None
     erased_at: datetime | None = None
 

@@ -1,6 +1,8 @@
 """The contracts of the room on the wire: message in, use case, message out."""
 
 from finity.auth.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
     auth_pb2,
     auth_pb2_grpc,
     device_pb2,
@@ -14,11 +16,13 @@ from grpc import aio
 
 from chassis.tokens import TokenVerifier
 from services.auth.providers import Providers
+from services.auth.rpc.admin import AdminServicer
 from services.auth.rpc.auth import AuthServicer
 from services.auth.rpc.devices import DeviceServicer
 from services.auth.rpc.oauth import OAuthServicer
 from services.auth.rpc.passwords import PasswordServicer
 from services.auth.service.accounts import AccountService
+from services.auth.service.admin import AdminService
 from services.auth.service.authority import Authority
 from services.auth.service.devices import DeviceService
 from services.auth.service.imports import ImportService
@@ -32,6 +36,7 @@ CONTRACTS = [
     device_pb2.DESCRIPTOR.services_by_name["DeviceService"],
     password_pb2.DESCRIPTOR.services_by_name["PasswordService"],
     oauth_pb2.DESCRIPTOR.services_by_name["OAuthService"],
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
 ]
 
 
@@ -52,3 +57,5 @@ def add_servicers(
     password_pb2_grpc.add_PasswordServiceServicer_to_server(passwords, server)
     oauth = OAuthServicer(room, OAuthService(room, accounts, sessions, providers))
     oauth_pb2_grpc.add_OAuthServiceServicer_to_server(oauth, server)
+    admin = AdminServicer(room, AdminService(room, sessions))
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)

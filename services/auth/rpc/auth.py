@@ -66,7 +66,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     ) -> auth_pb2.LogoutResponse:
         caller = current_call().caller
         if caller.session_id is not None:
-            await self._sessions.logout(caller.session_id, by=caller.key)
+            await self._sessions.logout(caller.session_id, by=caller.actor_key)
         return auth_pb2.LogoutResponse()
 
     async def ValidateToken(

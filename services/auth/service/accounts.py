@@ -9,11 +9,13 @@ from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
+from services.auth.domain.sessions import EndReason
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, UserNotFound
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, ROOM, Room
-from services.auth.store import admin_logs, users
+from services.auth.store import admin_logs, sessions, users
 
 USER_REGISTERED = "user_registered"
 USAGE = "usage"
@@ -82,12 +84,18 @@ class AccountService:
     async def set_role(
         self, *, user_id: UUID, role: Role, reason: str, actor: str, key: Key | None
     ) -> User:
-        """Changes a role, ends older access tokens and logs it; LastAdmin guards the last one."""
+        """
+        Changes a role, ends older access tokens and logs it; LastAdmin guards the last one.
+
+        Who is no administrator any more acts as nobody, and nobody acts as a new one.
+        """
         now = self._room.clock.now()
+        ended: Sequence[UUID] = []
         async with self._room.database.transaction() as conn:
 
             async def effect() -> User:
-                admins = await users.lock_admins(conn)
+                nonlocal ended
+                admins = await users.lock_admins(conn, now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:
                     raise UserNotFound
@@ -96,11 +104,15 @@ class AccountService:
                 if admins == [user_id]:
                     raise LastAdmin
                 changed = await users.set_role(conn, user_id, role, now)
+                if Role.ADMIN in (user.role, role):
+                    ended = await sessions.end_impersonations(
+                        conn, user_id, reason=EndReason.ADMIN, by=actor, now=now
+                    )
                 await admin_logs.insert_admin_log(
                     conn,
                     log_id=uuid7(now),
                     actor=actor,
-                    action="set_role",
+                    action=Action.SET_ROLE,
                     target=user_id,
                     details={"from": user.role, "to": role, "reason": reason},
                     now=now,
@@ -108,5 +120,5 @@ class AccountService:
                 return changed
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
-        await self._room.announce(Revocations([], [(user.id, user.token_version)]))
+        await self._room.announce(Revocations(ended, [(user.id, user.token_version)]))
         return user

@@ -5,14 +5,25 @@ from datetime import datetime
 from chassis.callers import Caller
 from services.auth.domain.sessions import STEP_UP_AGE, Acr, step_up_needed
 from services.auth.domain.users import User
-from services.auth.errors import StepUpRequired
+from services.auth.errors import ImpersonationDenied, StepUpRequired
 
 
 def require_fresh(caller: Caller, user: User, now: datetime) -> None:
-    """StepUpRequired unless the caller proved lately, and strongly enough, that it is the user."""
+    """
+    StepUpRequired unless the caller proved lately, and strongly enough, that it is the user.
+
+    ImpersonationDenied for somebody else who acts as the user.
+    """
+    refuse_impersonation(caller)
     mfa = user.mfa_enabled_at is not None
     auth_time = caller.auth_time
     if auth_time is None or step_up_needed(auth_time, caller.acr, mfa=mfa, now=now):
         acr = Acr.AAL2 if mfa else Acr.AAL1
         age = int(STEP_UP_AGE.total_seconds())
         raise StepUpRequired(metadata={"acr_values": acr, "max_age": str(age)})
+
+
+def refuse_impersonation(caller: Caller) -> None:
+    """ImpersonationDenied for an administrator who acts as somebody else."""
+    if caller.actor is not None:
+        raise ImpersonationDenied

@@ -13,7 +13,7 @@ from services.auth.store.users import USER, to_user
 
 _SESSION = (
     "id, user_id, counter, created_at, expires_at, refreshed_at, ended_at, end_reason, amr, acr,"
-    " authenticated_at"
+    " authenticated_at, impersonated_by"
 )
 
 
@@ -59,6 +59,34 @@ async def open_session(
         session.authenticated_at,
     )
     return to_user(row) if row else None
+
+
+async def insert_session(
+    conn: Connection,
+    session: Session,
+    *,
+    device: str,
+    address: str | None,
+    access_token_id: str,
+    refresh_digest: str,
+) -> None:
+    """Inserts a session that is no login of its user: an administrator acts as them."""
+    await conn.execute(
+        "INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at, expires_at,"
+        " refreshed_at, last_seen_at, amr, acr, device, address, impersonated_by)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $5, $5, $7, $8, $9, $10, $11)",
+        session.id,
+        session.user_id,
+        access_token_id,
+        refresh_digest,
+        session.created_at,
+        session.expires_at,
+        session.amr,
+        session.acr,
+        device,
+        address,
+        session.impersonated_by,
+    )
 
 
 async def get_session(conn: Connection, session_id: UUID) -> Session | None:
@@ -137,6 +165,22 @@ async def end_sessions(
     return [row["id"] for row in rows]
 
 
+async def end_impersonations(
+    conn: Connection, user_id: UUID, *, reason: str, by: str, now: datetime
+) -> Sequence[UUID]:
+    """Ends the living sessions in which a user acts as somebody or somebody as it."""
+    rows = await conn.fetch(
+        "UPDATE sessions SET ended_at = $4, end_reason = $2, ended_by = $3"
+        " WHERE ended_at IS NULL AND impersonated_by IS NOT NULL"
+        " AND (impersonated_by = $1 OR user_id = $1) RETURNING id",
+        user_id,
+        reason,
+        by,
+        now,
+    )
+    return [row["id"] for row in rows]
+
+
 async def ended_sessions(conn: Connection, since: datetime) -> Sequence[UUID]:
     rows = await conn.fetch("SELECT id FROM sessions WHERE ended_at > $1", since)
     return [row["id"] for row in rows]
@@ -167,4 +211,5 @@ def _session(row: Record) -> Session:
         amr=tuple(row["amr"]),
         acr=Acr(row["acr"]),
         authenticated_at=row["authenticated_at"],
+        impersonated_by=row["impersonated_by"],
     )

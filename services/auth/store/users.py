@@ -7,12 +7,14 @@ from uuid import UUID
 from asyncpg import Record
 
 from chassis.postgres import Connection, on_constraint
+from services.auth.domain.admin import UserFilter, UserState
 from services.auth.domain.users import Role, User
 from services.auth.errors import EmailAlreadyTaken
+from services.auth.store.conditions import Condition, conditions
 
 USER = (
     "id, email, role, token_version, created_at, last_login, email_verified_at, mfa_enabled_at,"
-    " banned_at, banned_until, deletion_requested_at, erased_at"
+    " banned_at, banned_until, ban_reason, deletion_requested_at, erased_at"
 )
 
 
@@ -60,12 +62,17 @@ async def lock_user(conn: Connection, user_id: UUID) -> User | None:
     return to_user(row) if row else None
 
 
-async def lock_admins(conn: Connection) -> list[UUID]:
-    """Locks every administrator in one order, so that two demotions cannot both be the last."""
+async def lock_admins(conn: Connection, now: datetime) -> list[UUID]:
+    """
+    Locks every administrator in one order, so that two demotions cannot both be the last.
+
+    Returns those who can act: a banned or erased one is no administrator left.
+    """
     rows = await conn.fetch(
-        "SELECT id FROM users WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE"
+        f"SELECT {USER} FROM users WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE"
     )
-    return [row["id"] for row in rows]
+    admins = map(to_user, rows)
+    return [user.id for user in admins if user.erased_at is None and not user.banned(now)]
 
 
 async def list_users(
@@ -114,6 +121,85 @@ async def set_role(conn: Connection, user_id: UUID, role: Role, now: datetime) -
     return to_user(row)
 
 
+async def ban_user(
+    conn: Connection, user_id: UUID, *, reason: str, until: datetime | None, now: datetime
+) -> User:
+    """Bans an account from now on and ends every access token issued before."""
+    row = await conn.fetchrow(
+        "UPDATE users SET banned_at = $4, banned_until = $3, ban_reason = $2,"
+        " token_version = token_version + 1, tokens_revoked_at = $4"
+        f" WHERE id = $1 RETURNING {USER}",
+        user_id,
+        reason,
+        until,
+        now,
+    )
+    return to_user(row)
+
+
+async def unban_user(conn: Connection, user_id: UUID) -> User | None:
+    """Takes a ban off; None if there is none."""
+    row = await conn.fetchrow(
+        "UPDATE users SET banned_at = NULL, banned_until = NULL, ban_reason = NULL"
+        f" WHERE id = $1 AND banned_at IS NOT NULL RETURNING {USER}",
+        user_id,
+    )
+    return to_user(row) if row else None
+
+
+async def search_users(
+    conn: Connection,
+    wanted: UserFilter,
+    *,
+    before: tuple[datetime, UUID] | None,
+    limit: int,
+    now: datetime,
+) -> list[User]:
+    """
+    Returns users, newest first, from just before a time of creation and id; in a transaction.
+
+    Only the conditions asked for are in the statement, so that each has its index.
+    """
+    # "a" is best read newest first, "ada.love" by address: the plan depends on the values.
+    await conn.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+    found: list[Condition] = []
+    if wanted.email_prefix:
+        # A range, and not LIKE, which gives some characters of an address a meaning.
+        last = wanted.email_prefix + "\U0010ffff"
+        found.append(("email ~>=~ {} AND email ~<~ {}", (wanted.email_prefix, last)))
+    if wanted.role is not None:
+        found.append(("role = {}", (wanted.role,)))
+    if wanted.state is not None:
+        condition = _IN_STATE[wanted.state]
+        found.append((condition, (now,) if "{}" in condition else ()))
+    if wanted.created_from is not None:
+        found.append(("created_at >= {}", (wanted.created_from,)))
+    if wanted.created_until is not None:
+        found.append(("created_at < {}", (wanted.created_until,)))
+    if before is not None:
+        found.append(("(created_at, id) < ({}, {})", before))
+    where, arguments = conditions(found)
+    rows = await conn.fetch(
+        f"SELECT {USER} FROM users{where} ORDER BY created_at DESC, id DESC"
+        f" LIMIT ${len(arguments) + 1}",
+        *arguments,
+        limit,
+    )
+    return [to_user(row) for row in rows]
+
+
+# As domain.admin.state_of has it.
+_IN_STATE = {
+    UserState.ACTIVE: "erased_at IS NULL AND deletion_requested_at IS NULL"
+    " AND (banned_at IS NULL OR banned_until <= {})",
+    UserState.BANNED: "banned_at IS NOT NULL AND (banned_until IS NULL OR banned_until > {})"
+    " AND erased_at IS NULL",
+    UserState.DELETING: "deletion_requested_at IS NOT NULL AND erased_at IS NULL"
+    " AND (banned_at IS NULL OR banned_until <= {})",
+    UserState.ERASED: "erased_at IS NOT NULL",
+}
+
+
 async def revoke_tokens(conn: Connection, user_id: UUID, now: datetime) -> int:
     """Ends every access token issued so far; returns the least version still good."""
     version = await conn.fetchval(
@@ -145,6 +231,7 @@ def to_user(row: Record) -> User:
         mfa_enabled_at=row["mfa_enabled_at"],
         banned_at=row["banned_at"],
         banned_until=row["banned_until"],
+        ban_reason=row["ban_reason"],
         deletion_requested_at=row["deletion_requested_at"],
         erased_at=row["erased_at"],
     )

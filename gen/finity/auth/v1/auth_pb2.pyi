@@ -124,6 +124,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the identity is linked to another account."""
     ERROR_REASON_LAST_SIGN_IN_METHOD: _ErrorReason.ValueType  # 69
     """FAILED_PRECONDITION: without this identity nobody could sign in to the account; set a password first."""
+    ERROR_REASON_SELF_BAN: _ErrorReason.ValueType  # 90
+    """FAILED_PRECONDITION: nobody bans itself."""
+    ERROR_REASON_BAN_EXPIRY_PASSED: _ErrorReason.ValueType  # 91
+    """INVALID_ARGUMENT: a ban must end in the future."""
+    ERROR_REASON_USER_NOT_ACTIVE: _ErrorReason.ValueType  # 92
+    """FAILED_PRECONDITION: this cannot be done to an account in its state, metadata["state"]:
+    "banned", "deleting" or "erased".
+    """
+    ERROR_REASON_IMPERSONATION_DENIED: _ErrorReason.ValueType  # 93
+    """PERMISSION_DENIED: whoever acts as somebody else may not do this in their name."""
+    ERROR_REASON_ADMIN_NOT_IMPERSONABLE: _ErrorReason.ValueType  # 94
+    """FAILED_PRECONDITION: an administrator cannot be impersonated."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -198,6 +210,18 @@ ERROR_REASON_IDENTITY_ALREADY_LINKED: ErrorReason.ValueType  # 68
 """ALREADY_EXISTS: the identity is linked to another account."""
 ERROR_REASON_LAST_SIGN_IN_METHOD: ErrorReason.ValueType  # 69
 """FAILED_PRECONDITION: without this identity nobody could sign in to the account; set a password first."""
+ERROR_REASON_SELF_BAN: ErrorReason.ValueType  # 90
+"""FAILED_PRECONDITION: nobody bans itself."""
+ERROR_REASON_BAN_EXPIRY_PASSED: ErrorReason.ValueType  # 91
+"""INVALID_ARGUMENT: a ban must end in the future."""
+ERROR_REASON_USER_NOT_ACTIVE: ErrorReason.ValueType  # 92
+"""FAILED_PRECONDITION: this cannot be done to an account in its state, metadata["state"]:
+"banned", "deleting" or "erased".
+"""
+ERROR_REASON_IMPERSONATION_DENIED: ErrorReason.ValueType  # 93
+"""PERMISSION_DENIED: whoever acts as somebody else may not do this in their name."""
+ERROR_REASON_ADMIN_NOT_IMPERSONABLE: ErrorReason.ValueType  # 94
+"""FAILED_PRECONDITION: an administrator cannot be impersonated."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
