@@ -42,6 +42,13 @@ class Settings(ServiceSettings):
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account."""
 
+    deletion_grace_days: int = Field(14, ge=0, le=365)
+    """How long the owner of an account that is to be deleted may change its mind."""
+
+    def deletion_grace(self) -> timedelta:
+        """Returns the time between asking for a deletion and the erasure."""
+        return timedelta(days=self.deletion_grace_days)
+
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""
         return Guesses(

@@ -14,6 +14,9 @@ CLIENT_IDS = {
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),
     "RecordUsageBatch": ("events", "each event has its own event_id"),
+    "EraseUser": ("user_id", "closing a closed account changes nothing"),
+    "DeleteAccount": ("", "a deletion that was asked for keeps its day"),
+    "CancelDeletion": ("", "cancelling what nobody asked for changes nothing"),
 }
 
 

@@ -33,6 +33,8 @@ class User:
     """End of a ban; None with banned_at set is a ban without an end."""
     deletion_requested_at: datetime | None = None
     erased_at: datetime | None = None
+    erasure_due_at: datetime | None = None
+    """When an account whose deletion was asked for is erased."""
 
     def banned(self, now: datetime) -> bool:
         """Tells whether a ban holds now."""

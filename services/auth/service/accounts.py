@@ -22,8 +22,14 @@ class AccountService:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    async def register(self, *, email: str, password: str, key: Key | None) -> User:
-        """Creates an account and announces it; EmailAlreadyTaken if the address has one."""
+    async def register(
+        self, *, email: str, password: str, key: Key | None, invite_token: str = ""
+    ) -> User:
+        """
+        Creates an account and announces it; EmailAlreadyTaken if the address has one.
+
+        Whoever binds invitations finds the token in the announcement; no token is refused here.
+        """
         room = self._room
         hashed = await room.passwords.hash(password)
         now = room.clock.now()
@@ -38,6 +44,8 @@ class AccountService:
                     now=now,
                 )
                 payload = {"user_id": str(user.id)}
+                if invite_token:
+                    payload["invite_token"] = invite_token
                 await outbox.enqueue(conn, ROOM, USER_REGISTERED, payload, [USAGE], now=now)
                 return user
 

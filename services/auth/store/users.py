@@ -12,7 +12,7 @@ from services.auth.errors import EmailAlreadyTaken
 
 _USER = (
     "id, email, role, token_version, created_at, last_login, email_verified_at, mfa_enabled_at,"
-    " banned_at, banned_until, deletion_requested_at, erased_at"
+    " banned_at, banned_until, deletion_requested_at, erased_at, erasure_due_at"
 )
 
 
@@ -55,9 +55,14 @@ async def lock_user(conn: Connection, user_id: UUID) -> User | None:
 
 
 async def lock_admins(conn: Connection) -> list[UUID]:
-    """Locks every administrator in one order, so that two demotions cannot both be the last."""
+    """
+    Locks every administrator in one order, so that two demotions cannot both be the last.
+
+    One who is about to be deleted does not count.
+    """
     rows = await conn.fetch(
-        "SELECT id FROM users WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE"
+        "SELECT id FROM users WHERE role = 'admin' AND deletion_requested_at IS NULL"
+        " ORDER BY id FOR NO KEY UPDATE"
     )
     return [row["id"] for row in rows]
 
@@ -153,4 +158,5 @@ def _user(row: Record) -> User:
         banned_until=row["banned_until"],
         deletion_requested_at=row["deletion_requested_at"],
         erased_at=row["erased_at"],
+        erasure_due_at=row["erasure_due_at"],
     )
