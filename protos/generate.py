@@ -51,6 +51,7 @@ def write_imports(target: Path) -> None:
         "google/protobuf/timestamp.proto",
         "google/protobuf/duration.proto",
         "google/protobuf/field_mask.proto",
+        "google/protobuf/struct.proto",
     )
     imports = descriptor_pb2.FileDescriptorSet.FromString(google.read_bytes())
     validate = validate_pb._DESC.proto.to_binary()

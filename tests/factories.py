@@ -67,6 +67,7 @@ GUESSES = Guesses(
     account=Limit("account", free=20, first=1.0, longest=60.0),
     address=Limit("address", free=50, first=1.0, longest=900.0),
 )
+GRACE = timedelta(days=14)
 REFRESH_KEY = derive("refresh-tokens")
 
 
@@ -118,6 +119,7 @@ async def open_auth(
         policy=policy,
         limits=Limits(),
         guesses=guesses,
+        deletion_grace=GRACE,
         derive=derive,
         announce=announce,
         wake_relay=lambda: None,
@@ -303,12 +305,16 @@ _INVARIANTS = {
         (SELECT count(*) FROM tool_usage u WHERE u.user_id = a.user_id) <>
         (SELECT coalesce(sum(calls), 0) FROM usage_rollups r WHERE r.user_id = a.user_id)
         LIMIT 1""",
-    "granted = sum of grants": """
-        SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(amount), 0)
+    "granted = sum of grants less what was voided": """
+        SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(
+        CASE WHEN voided_at IS NULL THEN amount ELSE amount - remaining END), 0)
         FROM credit_grants g WHERE g.user_id = a.user_id) LIMIT 1""",
-    "granted = sum of grant entries": """
+    "granted = sum of grant and void entries": """
         SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(amount), 0)
-        FROM credit_entries e WHERE e.user_id = a.user_id AND kind = 'grant') LIMIT 1""",
+        FROM credit_entries e WHERE e.user_id = a.user_id AND kind IN ('grant', 'void')) LIMIT 1""",
+    "a closed account has nothing left": """
+        SELECT true FROM credit_accounts a JOIN credit_grants g USING (user_id)
+        WHERE a.closed_at IS NOT NULL AND g.depleted_at IS NULL AND g.voided_at IS NULL LIMIT 1""",
     "remaining = amount - draws": """
         SELECT true FROM credit_grants g WHERE remaining <> amount - (
         SELECT coalesce(sum(amount), 0) FROM credit_draws d WHERE d.grant_id = g.id) LIMIT 1""",

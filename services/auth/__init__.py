@@ -3,7 +3,8 @@ The auth room: accounts, sessions and the keys that sign access tokens.
 
 RPCs: finity.auth.v1.AuthService, DeviceService. Tables: users, sessions, signing_keys,
 admin_logs, email_verifications, reset_requests, chrome_auth_links, auth_outbox,
-auth_deliveries, auth_idempotency_keys. Events: user_registered → usage.
+auth_deliveries, auth_idempotency_keys. Events: user_registered {user_id,
+invite_token?} → usage; user_erased {user_id} → usage.
 
 It never reads another room's tables and never stores a password or token in the clear.
 """

@@ -60,7 +60,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         stack.push_async_callback(channel.close)
         authority = Authority(database, clock, policy.access_token)
         verifier = TokenVerifier(authority, settings.issuer, clock)
-        relay = Relay(ROOM, database, {USAGE: Usage(channel).user_registered}, clock)
+        relay = Relay(ROOM, database, {USAGE: Usage(channel).deliver}, clock)
         passwords = Passwords(
             memory_kib=settings.argon2_memory_kib,
             time_cost=settings.argon2_time_cost,
@@ -80,6 +80,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             policy=policy,
             limits=Limits(redis),
             guesses=settings.guesses(),
+            deletion_grace=settings.deletion_grace(),
             derive=settings.derive,
             announce=announce_revoked,
             wake_relay=relay.wake,
@@ -90,9 +91,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         providers = await stack.enter_async_context(open_providers(settings.providers(), clock))
         add_servicers(grpc.grpc, room, verifier, authority, providers)
         await stack.enter_async_context(
-            server.background(
-                partial(verifier.run, redis), relay.run, partial(sweep_forever, database, clock)
-            )
+            server.background(partial(verifier.run, redis), relay.run, partial(sweep_forever, room))
         )
         yield grpc
 

@@ -152,6 +152,13 @@ class Settings(ServiceSettings):
         """Returns the identity providers as the domain has them."""
         return [provider.provider(name) for name, provider in self.oauth_providers.items()]
 
+    deletion_grace_days: int = Field(14, ge=0, le=365)
+    """How long the owner of an account that is to be deleted may change its mind."""
+
+    def deletion_grace(self) -> timedelta:
+        """Returns the time between asking for a deletion and the erasure."""
+        return timedelta(days=self.deletion_grace_days)
+
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""
         return Guesses(

@@ -1,4 +1,4 @@
-"""What auth does without being asked, beside the relay of its outbox: delete what is long over."""
+"""What auth does without being asked, beside the relay: erase accounts, delete what is over."""
 
 import asyncio
 
@@ -8,30 +8,53 @@ from chassis import idempotency
 from chassis.clock import Clock
 from chassis.errors import Refusal
 from chassis.postgres import Database
-from services.auth.service.room import KEYS
-from services.auth.store import oauth, sessions
+from services.auth.service.lifecycle import LifecycleService
+from services.auth.service.room import KEYS, Room
+from services.auth.store import lifecycle, sessions
 
 SWEEP_SECONDS = 600.0
 # Between two batches, so that a large backlog does not crowd out calls.
 BREATH_SECONDS = 0.1
+BATCH = 1000
 _log = structlog.get_logger()
 
 
-async def sweep_forever(database: Database, clock: Clock) -> None:
-    """Deletes expired sessions, flows and idempotency keys in small batches until cancelled."""
+async def sweep_forever(room: Room) -> None:
+    """Erases accounts and deletes what is over in small batches until cancelled."""
+    accounts = LifecycleService(room)
     while True:
-        deleted = 0
+        swept = 0
         try:
-            deleted = await sweep(database, clock)
+            swept = await erase_due(accounts) + await sweep(room.database, room.clock)
         except Refusal as refusal:
             _log.warning("sweep postponed", reason=refusal.reason)
-        await asyncio.sleep(BREATH_SECONDS if deleted else SWEEP_SECONDS)
+        await asyncio.sleep(BREATH_SECONDS if swept else SWEEP_SECONDS)
+
+
+async def erase_due(accounts: LifecycleService) -> int:
+    """Erases a batch of the accounts whose grace is over, each by itself; returns how many."""
+    erased = 0
+    for user_id in await accounts.list_due():
+        try:
+            erased += await accounts.erase(user_id)
+        except Refusal as refusal:
+            _log.warning("erasure postponed", user_id=str(user_id), reason=refusal.reason)
+        except Exception as error:  # noqa: BLE001 - one account's defect must not keep the others
+            _log.error("erasure failed", user_id=str(user_id), exc_info=error)
+    return erased
 
 
 async def sweep(database: Database, clock: Clock) -> int:
-    """Deletes one batch of each; returns how many rows went."""
+    """
+    Deletes one batch each of old sessions, keys, one-time rows and mails; returns how many rows.
+
+    Mails and idempotency keys are kept for 72 hours, the others as long as EXPIRING says.
+    """
     now = clock.now()
+    before = now - idempotency.KEPT
     async with database.transaction() as conn:
         deleted = await sessions.delete_old_sessions(conn, now)
-        deleted += await oauth.delete_old_flows(conn, now)
-        return deleted + await idempotency.forget(conn, KEYS, now)
+        deleted += await idempotency.forget(conn, KEYS, now)
+        for table, kept in lifecycle.EXPIRING.items():
+            deleted += await lifecycle.delete_expired(conn, table, now - kept, BATCH)
+        return deleted + await lifecycle.forget_old_mail(conn, before, BATCH)

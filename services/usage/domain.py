@@ -28,6 +28,7 @@ class Outcome(Enum):
     DUPLICATE = "duplicate"
     NO_CREDITS = "no_credits"
     ACCOUNT_NOT_OPEN = "account_not_open"
+    ACCOUNT_CLOSED = "account_closed"
     EVENT_ID_REUSED = "event_id_reused"
     ACCOUNT_BUSY = "account_busy"
 
@@ -53,6 +54,8 @@ class Balance:
     reserved: int
     overdraft_limit: int
     version: int
+    closed_at: datetime | None = None
+    """When the user was erased; nothing is granted or spent from then on."""
 
     @property
     def available(self) -> int:
@@ -126,17 +129,23 @@ def settle(
     """
     settlement = Settlement()
     known = {event.id: event for event in recorded}
-    left = {user_id: a.available + a.overdraft_limit for user_id, a in accounts.items()}
+    left = {
+        user_id: a.available + a.overdraft_limit
+        for user_id, a in accounts.items()
+        if a.closed_at is None
+    }
     for event in events:
         outcome = _decide(event, known.get(event.id), left.get(event.user_id))
-        if outcome is Outcome.ACCOUNT_NOT_OPEN and event.user_id in busy:
+        if outcome is Outcome.ACCOUNT_NOT_OPEN and event.user_id in accounts:
+            outcome = Outcome.ACCOUNT_CLOSED
+        elif outcome is Outcome.ACCOUNT_NOT_OPEN and event.user_id in busy:
             outcome = Outcome.ACCOUNT_BUSY
         if outcome is Outcome.ACCEPTED:
             known[event.id] = event
             left[event.user_id] -= event.credits
             settlement.accepted.append(event)
             settlement.spent[event.user_id] += event.credits
-        if event.user_id in accounts:
+        if event.user_id in left:
             available = left[event.user_id] - accounts[event.user_id].overdraft_limit
         else:
             available = busy[event.user_id].available if event.user_id in busy else 0

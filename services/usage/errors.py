@@ -43,3 +43,9 @@ class BalanceLimit(OutOfRange):
     """The account cannot hold that many credits."""
 
     reason = "BALANCE_LIMIT"
+
+
+class AccountClosed(FailedPrecondition):
+    """The user was erased; nothing is granted or spent any more."""
+
+    reason = "ACCOUNT_CLOSED"

@@ -19,6 +19,7 @@ from chassis.times import read_time, to_timestamp
 from services.usage import domain
 from services.usage.domain import Balance, Category, Event, Grant, Outcome, Result, Terms
 from services.usage.errors import (
+    AccountClosed,
     AccountNotOpen,
     EventIdReused,
     EventTimeOutOfRange,
@@ -37,6 +38,7 @@ _FROM_CATEGORY = {number: category for category, number in _TO_CATEGORY.items()}
 _REFUSALS: dict[Outcome, type[Refusal]] = {
     Outcome.NO_CREDITS: NoCredits,
     Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
+    Outcome.ACCOUNT_CLOSED: AccountClosed,
     Outcome.EVENT_ID_REUSED: EventIdReused,
     Outcome.ACCOUNT_BUSY: Conflict,
 }
@@ -119,6 +121,12 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         token = self._pages.encode((last[0].isoformat(), str(last[1])), scope) if last else ""
         return usage_pb2.ListUsageResponse(records=_records(events), next_page_token=token)
 
+    async def EraseUser(
+        self, request: usage_pb2.EraseUserRequest, context: Context
+    ) -> usage_pb2.EraseUserResponse:
+        balance = await self._service.erase_user(UUID(request.user_id))
+        return usage_pb2.EraseUserResponse(balance=_balance(balance))
+
 
 def _event(event: usage_pb2.UsageEvent, now: datetime) -> Event:
     event_id = parse_uuid(event.event_id)
@@ -173,6 +181,7 @@ def _balance(balance: Balance) -> usage_pb2.Balance:
         used=balance.used,
         reserved=balance.reserved,
         version=balance.version,
+        close_time=to_timestamp(balance.closed_at) if balance.closed_at else None,
     )
 
 

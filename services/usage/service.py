@@ -13,7 +13,7 @@ from chassis.postgres import Connection, Database
 from chassis.refusals import Conflict
 from services.usage import domain, store
 from services.usage.domain import Balance, Category, Event, Grant, Result, Terms
-from services.usage.errors import AccountNotOpen, GrantRefReused
+from services.usage.errors import AccountClosed, AccountNotOpen, GrantRefReused
 
 ROOM = "usage"
 # No caller can name it: a source on the wire has no colon.
@@ -45,7 +45,7 @@ class UsageService:
         )
 
     async def open_account(self, user_id: UUID) -> Balance:
-        """Opens an account with the credits of a new one; an open account stays as it is."""
+        """Opens an account with the credits of a new one; one that is there stays as it is."""
         if self._signup_credits == 0:
             async with self._database.transaction() as conn:
                 await store.open_account(conn, user_id, self._clock.now())
@@ -57,7 +57,11 @@ class UsageService:
             domain.DEFAULT_PRIORITY,
             Category.PROMOTIONAL,
         )
-        _, balance = await self.grant(user_id, terms, any_terms=True)
+        try:
+            _, balance = await self.grant(user_id, terms, any_terms=True)
+        except AccountClosed:
+            # The user was erased before the event that opens the account came.
+            balance = await self.get_balance(user_id)
         return balance
 
     async def grant(
@@ -66,7 +70,8 @@ class UsageService:
         """
         Adds credits once per (source, source_ref), opening the account if need be.
 
-        GrantRefReused if there is such a grant with other terms, unless `any_terms`.
+        GrantRefReused if there is such a grant with other terms, unless `any_terms`;
+        AccountClosed if there is none and the user was erased.
         """
         now = self._clock.now()
         grant = Grant(uuid7(now), user_id, terms, terms.amount, now)
@@ -74,11 +79,26 @@ class UsageService:
             await store.open_account(conn, user_id, now)
             balance = (await store.lock_accounts(conn, [user_id]))[user_id]
             if await store.insert_grant(conn, grant):
+                if balance.closed_at is not None:
+                    raise AccountClosed
                 return grant, await store.add_granted(conn, grant, entry_id=uuid7(now))
             first = await store.find_grant(conn, user_id, terms.source, terms.source_ref)
         if first.terms != terms and not any_terms:
             raise GrantRefReused
         return first, balance
+
+    async def erase_user(self, user_id: UUID) -> Balance:
+        """
+        Closes an account for good and voids its credits; a closed account stays as it is.
+
+        One that was never opened is closed too: the event that opens it may still come.
+        """
+        now = self._clock.now()
+        async with self._database.transaction() as conn:
+            await store.open_account(conn, user_id, now)
+            balance = (await store.lock_accounts(conn, [user_id]))[user_id]
+            closed = await store.close_account(conn, user_id, entry_id=uuid7(now), now=now)
+            return closed or balance
 
     async def get_balance(self, user_id: UUID) -> Balance:
         """Returns the account now; AccountNotOpen if there is none."""

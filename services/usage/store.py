@@ -16,7 +16,7 @@ from services.usage.errors import BalanceLimit, UserNotFound
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_SECONDS = 3600
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-_ACCOUNT = "user_id, granted, used, reserved, overdraft_limit, version"
+_ACCOUNT = "user_id, granted, used, reserved, overdraft_limit, version, closed_at"
 _GRANT = "id, user_id, source, source_ref, amount, remaining, priority, category, created_at"
 
 
@@ -127,6 +127,34 @@ async def add_granted(conn: Connection, grant: Grant, *, entry_id: UUID) -> Bala
             grant.id,
         )
     return _balance(row)
+
+
+async def close_account(
+    conn: Connection, user_id: UUID, *, entry_id: UUID, now: datetime
+) -> Balance | None:
+    """
+    Closes a locked account and voids what its grants have left, with the ledger entry.
+
+    None, and nothing is written, if it is closed already.
+    """
+    row = await conn.fetchrow(
+        "WITH voided AS (UPDATE credit_grants SET voided_at = $2 WHERE user_id = $1"
+        "  AND depleted_at IS NULL AND voided_at IS NULL RETURNING remaining),"
+        " lost AS (SELECT coalesce(sum(remaining), 0)::bigint AS credits FROM voided),"
+        " account AS (UPDATE credit_accounts SET closed_at = $2, updated_at = $2,"
+        "  granted = granted - lost.credits, version = version + (lost.credits > 0)::int"
+        "  FROM lost WHERE user_id = $1 AND closed_at IS NULL"
+        f"  RETURNING {_ACCOUNT}, lost.credits),"
+        " entry AS (INSERT INTO credit_entries"
+        "  (id, user_id, kind, amount, balance_after, version, created_at)"
+        "  SELECT $3, user_id, 'void', -credits, granted - used - reserved, version, $2"
+        "  FROM account WHERE credits > 0)"
+        f" SELECT {_ACCOUNT} FROM account",
+        user_id,
+        now,
+        entry_id,
+    )
+    return _balance(row) if row else None
 
 
 async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
@@ -273,6 +301,7 @@ def _balance(row: Record) -> Balance:
         reserved=row["reserved"],
         overdraft_limit=row["overdraft_limit"],
         version=row["version"],
+        closed_at=row["closed_at"],
     )
 
 

@@ -25,6 +25,9 @@ CLIENT_IDS = {
     "StartLinking": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),
     "FinishLinking": ("flow", "made by the service for one use; a repeat is refused"),
     "UnlinkIdentity": ("identity_id", "unlinking what is not linked changes nothing"),
+    "EraseUser": ("user_id", "closing a closed account changes nothing"),
+    "DeleteAccount": ("", "a deletion that was asked for keeps its day"),
+    "CancelDeletion": ("", "cancelling what nobody asked for changes nothing"),
 }
 
 

@@ -34,6 +34,8 @@ class User:
     ban_reason: str | None = None
     deletion_requested_at: datetime | None = None
     erased_at: datetime | None = None
+    erasure_due_at: datetime | None = None
+    """When an account whose deletion was asked for is erased."""
 
     def banned(self, now: datetime) -> bool:
         """Tells whether a ban holds now."""

@@ -1,6 +1,8 @@
 """The contracts of the room on the wire: message in, use case, message out."""
 
 from finity.auth.v1 import (
+    account_pb2,
+    account_pb2_grpc,
     admin_pb2,
     admin_pb2_grpc,
     auth_pb2,
@@ -19,6 +21,7 @@ from services.auth.providers import Providers
 from services.auth.rpc.admin import AdminServicer
 from services.auth.rpc.auth import AuthServicer
 from services.auth.rpc.devices import DeviceServicer
+from services.auth.rpc.lifecycle import LifecycleServicer
 from services.auth.rpc.oauth import OAuthServicer
 from services.auth.rpc.passwords import PasswordServicer
 from services.auth.service.accounts import AccountService
@@ -26,6 +29,7 @@ from services.auth.service.admin import AdminService
 from services.auth.service.authority import Authority
 from services.auth.service.devices import DeviceService
 from services.auth.service.imports import ImportService
+from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.oauth import OAuthService
 from services.auth.service.passwords import PasswordService
 from services.auth.service.room import Room
@@ -37,6 +41,7 @@ CONTRACTS = [
     password_pb2.DESCRIPTOR.services_by_name["PasswordService"],
     oauth_pb2.DESCRIPTOR.services_by_name["OAuthService"],
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    account_pb2.DESCRIPTOR.services_by_name["AccountLifecycleService"],
 ]
 
 
@@ -59,3 +64,5 @@ def add_servicers(
     oauth_pb2_grpc.add_OAuthServiceServicer_to_server(oauth, server)
     admin = AdminServicer(room, AdminService(room, sessions))
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    lifecycle = LifecycleServicer(LifecycleService(room))
+    account_pb2_grpc.add_AccountLifecycleServiceServicer_to_server(lifecycle, server)

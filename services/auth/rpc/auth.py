@@ -41,6 +41,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             email=request.email,
             password=request.password,
             key=key_of(request, self._secret, owner=normalise_email(request.email)),
+            invite_token=request.invite_token,
         )
         return auth_pb2.RegisterResponse(user=to_user(user))
 

@@ -1,8 +1,10 @@
 """What several contracts of the room say: roles, users, tokens, and how the caller comes."""
 
+from datetime import datetime
 from typing import Any
 
 from finity.auth.v1 import auth_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from chassis.calls import current_call
@@ -33,7 +35,13 @@ def to_user(user: User) -> auth_pb2.User:
         create_time=to_timestamp(user.created_at),
         last_login_time=to_timestamp(user.last_login) if user.last_login else None,
         email_verified=user.email_verified_at is not None,
+        delete_time=_timestamp(user.deletion_requested_at),
+        purge_time=_timestamp(user.erasure_due_at),
     )
+
+
+def _timestamp(time: datetime | None) -> Timestamp | None:
+    return to_timestamp(time) if time else None
 
 
 def to_tokens(tokens: Tokens) -> auth_pb2.SessionTokens:

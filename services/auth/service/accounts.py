@@ -27,11 +27,14 @@ class AccountService:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    async def register(self, *, email: str, password: str, key: Key | None) -> User:
+    async def register(
+        self, *, email: str, password: str, key: Key | None, invite_token: str = ""
+    ) -> User:
         """
         Creates an account and announces it; EmailAlreadyTaken if the address has one.
 
         PasswordTooWeak comes before the address is looked for: it says nothing about who is here.
+        Whoever binds invitations finds the token in the announcement; no token is refused here.
         """
         room = self._room
         require_acceptable(password, normalise_email(email))
@@ -40,14 +43,26 @@ class AccountService:
         async with room.database.transaction() as conn:
 
             async def effect() -> User:
-                return await self.create(conn, email=email, password_hash=hashed, now=now)
+                return await self.create(
+                    conn,
+                    email=email,
+                    password_hash=hashed,
+                    invite_token=invite_token,
+                    now=now,
+                )
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
         room.wake_relay()
         return user
 
     async def create(
-        self, conn: Connection, *, email: str, password_hash: str | None, now: datetime
+        self,
+        conn: Connection,
+        *,
+        email: str,
+        password_hash: str | None,
+        now: datetime,
+        invite_token: str = "",
     ) -> User:
         """
         Inserts an account and announces it; every way to register ends here.
@@ -62,6 +77,8 @@ class AccountService:
             now=now,
         )
         payload = {"user_id": str(user.id)}
+        if invite_token:
+            payload["invite_token"] = invite_token
         await outbox.enqueue(conn, ROOM, USER_REGISTERED, payload, [USAGE], now=now)
         return user
 

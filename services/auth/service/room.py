@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from chassis.clock import Clock
 from chassis.limits import Limit, Limits
@@ -44,6 +45,8 @@ class Room:
     policy: SessionPolicy
     limits: Limits
     guesses: Guesses
+    deletion_grace: timedelta
+    """How long the owner of an account that is to be deleted may change its mind."""
     derive: Callable[[str], bytes]
     """Gives 32 bytes for one purpose; see ServiceSettings.derive."""
     announce: Callable[[Revocations], Awaitable[None]]

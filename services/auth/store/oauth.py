@@ -58,18 +58,6 @@ async def claim_flow(
     return _flow(row) if row else None
 
 
-async def delete_old_flows(conn: Connection, before: datetime) -> int:
-    """Deletes up to 1,000 flows that ended before; returns how many."""
-    deleted = await conn.fetchval(
-        "WITH old AS (SELECT id FROM oauth_flows WHERE expires_at < $1"
-        " ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED),"
-        " gone AS (DELETE FROM oauth_flows WHERE id IN (SELECT id FROM old) RETURNING 1)"
-        " SELECT count(*) FROM gone",
-        before,
-    )
-    return int(deleted)
-
-
 async def owner_of_identity(conn: Connection, proof: Proof) -> UUID | None:
     """Returns whose an identity is, None if it is linked to nobody."""
     user_id: UUID | None = await conn.fetchval(

@@ -14,7 +14,7 @@ from services.auth.store.conditions import Condition, conditions
 
 USER = (
     "id, email, role, token_version, created_at, last_login, email_verified_at, mfa_enabled_at,"
-    " banned_at, banned_until, ban_reason, deletion_requested_at, erased_at"
+    " banned_at, banned_until, ban_reason, deletion_requested_at, erased_at, erasure_due_at"
 )
 
 
@@ -66,13 +66,15 @@ async def lock_admins(conn: Connection, now: datetime) -> list[UUID]:
     """
     Locks every administrator in one order, so that two demotions cannot both be the last.
 
-    Returns those who can act: a banned or erased one is no administrator left.
+    Returns those who stay: one who is banned, erased or about to be is no administrator left.
     """
     rows = await conn.fetch(
         f"SELECT {USER} FROM users WHERE role = 'admin' ORDER BY id FOR NO KEY UPDATE"
     )
     admins = map(to_user, rows)
-    return [user.id for user in admins if user.erased_at is None and not user.banned(now)]
+    return [
+        user.id for user in admins if user.deletion_requested_at is None and not user.banned(now)
+    ]
 
 
 async def list_users(
@@ -234,4 +236,5 @@ def to_user(row: Record) -> User:
         ban_reason=row["ban_reason"],
         deletion_requested_at=row["deletion_requested_at"],
         erased_at=row["erased_at"],
+        erasure_due_at=row["erasure_due_at"],
     )

@@ -36,4 +36,7 @@ FACTORIES: dict[Any, Callable[[Given], Message]] = {
     usage_pb2.RecordUsageRequest: _record,
     usage_pb2.RecordUsageBatchRequest: _record_batch,
     usage_pb2.ListUsageRequest: lambda given: usage_pb2.ListUsageRequest(user_id=given.subject),
+    usage_pb2.EraseUserRequest: lambda given: usage_pb2.EraseUserRequest(
+        user_id=given.somebody.user_id
+    ),
 }

@@ -236,6 +236,8 @@ class User(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_LOGIN_TIME_FIELD_NUMBER: _builtins.int
     EMAIL_VERIFIED_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUIDv7."""
     email: _builtins.str
@@ -252,6 +254,16 @@ class User(_message.Message):
     def last_login_time(self) -> _timestamp_pb2.Timestamp:
         """When the user last logged in; absent before the first time."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When the owner asked for the account to be deleted; absent unless that is pending or done."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When the account will be erased, unless its owner cancels before (AIP-164); absent like
+        delete_time.
+        """
+
     def __init__(
         self,
         *,
@@ -261,10 +273,12 @@ class User(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         last_login_time: _timestamp_pb2.Timestamp | None = ...,
         email_verified: _builtins.bool = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_login_time", b"last_login_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "last_login_time", b"last_login_time", "purge_time", b"purge_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "email", b"email", "email_verified", b"email_verified", "last_login_time", b"last_login_time", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "email", b"email", "email_verified", b"email_verified", "last_login_time", b"last_login_time", "purge_time", b"purge_time", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,6 +293,7 @@ class RegisterRequest(_message.Message):
     EMAIL_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    INVITE_TOKEN_FIELD_NUMBER: _builtins.int
     email: _builtins.str
     """Required. At most 254 characters (RFC 5321 section 4.5.3.1.3)."""
     password: _builtins.str
@@ -290,16 +305,22 @@ class RegisterRequest(_message.Message):
     """Optional, at most 64 visible ASCII characters, kept 72 hours. The same key
     with the same request gets the first answer again.
     """
+    invite_token: _builtins.str
+    """Optional. The invitation that led here; 16 to 64 letters, digits, underscores and hyphens. It
+    travels with the announcement of the new user and is not checked here: an unknown or used one
+    does not keep anybody from registering.
+    """
     def __init__(
         self,
         *,
         email: _builtins.str = ...,
         password: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        invite_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "idempotency_key", b"idempotency_key", "password", b"password"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "idempotency_key", b"idempotency_key", "invite_token", b"invite_token", "password", b"password"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the user has a grant of this source and source_ref with other terms."""
     ERROR_REASON_BALANCE_LIMIT: _ErrorReason.ValueType  # 7
     """OUT_OF_RANGE: the account cannot hold that many credits."""
+    ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 8
+    """FAILED_PRECONDITION: the user was erased; nothing is granted or spent any more."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -62,6 +64,8 @@ ERROR_REASON_GRANT_REF_REUSED: ErrorReason.ValueType  # 6
 """ALREADY_EXISTS: the user has a grant of this source and source_ref with other terms."""
 ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 7
 """OUT_OF_RANGE: the account cannot hold that many credits."""
+ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 8
+"""FAILED_PRECONDITION: the user was erased; nothing is granted or spent any more."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
@@ -156,6 +160,7 @@ class Balance(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     RESERVED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CLOSE_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Whose account."""
     available: _builtins.int
@@ -167,7 +172,11 @@ class Balance(_message.Message):
     reserved: _builtins.int
     """Credits held by open reservations."""
     version: _builtins.int
-    """Grows with every change of the account."""
+    """Grows with every entry of the account's ledger."""
+    @_builtins.property
+    def close_time(self) -> _timestamp_pb2.Timestamp:
+        """When the account was closed because its user was erased; absent while it is open."""
+
     def __init__(
         self,
         *,
@@ -177,10 +186,11 @@ class Balance(_message.Message):
         used: _builtins.int = ...,
         reserved: _builtins.int = ...,
         version: _builtins.int = ...,
+        close_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_time", b"close_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "granted", b"granted", "reserved", b"reserved", "used", b"used", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "close_time", b"close_time", "granted", b"granted", "reserved", b"reserved", "used", b"used", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,3 +660,49 @@ class UsageRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
+
+@_typing.final
+class EraseUserRequest(_message.Message):
+    """EraseUserRequest names a user whose account was erased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Required. The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """EraseUserResponse holds the closed account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def balance(self) -> Global___Balance:
+        """The balance."""
+
+    def __init__(
+        self,
+        *,
+        balance: Global___Balance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class UsageServiceStub:
                 request_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
                 response_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/finity.usage.v1.UsageService/EraseUser',
+                request_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -73,7 +78,8 @@ class UsageServiceServicer:
 
     def OpenAccount(self, request, context):
         """Opens a user's credit account with the allowance of a new account. Opening
-        an open account changes nothing. Called by the user-registered event.
+        an open or closed account changes nothing. Called by the user-registered
+        event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +123,16 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseUser(self, request, context):
+        """Closes a user's account for good: what is left of its credits is voided and
+        nothing is granted or spent any more. The ledger and the recorded calls stay,
+        under an id that no longer leads to a person. Closing a closed account changes
+        nothing. Called by the user-erased event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +165,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.ListUsage,
                     request_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageRequest.FromString,
                     response_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.EraseUserRequest.FromString,
+                    response_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.EraseUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -314,6 +335,33 @@ class UsageService:
             '/finity.usage.v1.UsageService/ListUsage',
             finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
             finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finity.usage.v1.UsageService/EraseUser',
+            finity_dot_usage_dot_v1_dot_usage__pb2.EraseUserRequest.SerializeToString,
+            finity_dot_usage_dot_v1_dot_usage__pb2.EraseUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,7 +18,8 @@ class UsageServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenAccount: _aio.UnaryUnaryMultiCallable[_usage_pb2.OpenAccountRequest, _usage_pb2.OpenAccountResponse]
     """Opens a user's credit account with the allowance of a new account. Opening
-    an open account changes nothing. Called by the user-registered event.
+    an open or closed account changes nothing. Called by the user-registered
+    event.
     """
     GrantCredits: _aio.UnaryUnaryMultiCallable[_usage_pb2.GrantCreditsRequest, _usage_pb2.GrantCreditsResponse]
     """Adds credits to a user's account. (source, source_ref) makes the grant
@@ -36,6 +37,12 @@ class UsageServiceStub:
     """
     ListUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRequest, _usage_pb2.ListUsageResponse]
     """Lists a user's recorded tool calls, newest first."""
+    EraseUser: _aio.UnaryUnaryMultiCallable[_usage_pb2.EraseUserRequest, _usage_pb2.EraseUserResponse]
+    """Closes a user's account for good: what is left of its credits is voided and
+    nothing is granted or spent any more. The ledger and the recorded calls stay,
+    under an id that no longer leads to a person. Closing a closed account changes
+    nothing. Called by the user-erased event.
+    """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """UsageService owns the credit ledger and the record of every tool call."""
@@ -47,7 +54,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_usage_pb2.OpenAccountRequest, _abc.Awaitable[_usage_pb2.OpenAccountResponse]],
     ) -> _abc.Awaitable[_usage_pb2.OpenAccountResponse]:
         """Opens a user's credit account with the allowance of a new account. Opening
-        an open account changes nothing. Called by the user-registered event.
+        an open or closed account changes nothing. Called by the user-registered
+        event.
         """
 
     @_abc_1.abstractmethod
@@ -95,5 +103,17 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_usage_pb2.ListUsageRequest, _abc.Awaitable[_usage_pb2.ListUsageResponse]],
     ) -> _abc.Awaitable[_usage_pb2.ListUsageResponse]:
         """Lists a user's recorded tool calls, newest first."""
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _usage_pb2.EraseUserRequest,
+        context: _aio.ServicerContext[_usage_pb2.EraseUserRequest, _abc.Awaitable[_usage_pb2.EraseUserResponse]],
+    ) -> _abc.Awaitable[_usage_pb2.EraseUserResponse]:
+        """Closes a user's account for good: what is left of its credits is voided and
+        nothing is granted or spent any more. The ledger and the recorded calls stay,
+        under an id that no longer leads to a person. Closing a closed account changes
+        nothing. Called by the user-erased event.
+        """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _aio.Server) -> None: ...

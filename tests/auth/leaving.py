@@ -1,0 +1,84 @@
+"""People who leave, and what was written about it."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from chassis.callers import Caller, Kind
+from chassis.ids import uuid7
+from chassis.postgres import Connection
+from services.auth.domain.sessions import Acr
+from services.auth.domain.users import Role, User
+from services.auth.service.lifecycle import LifecycleService
+from tests.factories import (
+    AuthRoom,
+    an_address,
+)
+from tests.running import PASSWORD
+
+
+async def register(auth: AuthRoom, email: str = "", role: Role = Role.FREE) -> User:
+    user = await auth.accounts.register(email=email or an_address(), password=PASSWORD, key=None)
+    if role is Role.FREE:
+        return user
+    return await auth.accounts.set_role(
+        user_id=user.id, role=role, reason="test", actor="service:test", key=None
+    )
+
+
+def fresh(auth: AuthRoom, user: User) -> Caller:
+    """The user, who proved just now who it is."""
+    return Caller(Kind.USER, user_id=user.id, acr=Acr.AAL1, auth_time=auth.room.clock.now())
+
+
+async def leave(auth: AuthRoom, user: User) -> User:
+    return await LifecycleService(auth.room).request_deletion(caller=fresh(auth, user))
+
+
+async def stay(auth: AuthRoom, user: User) -> User:
+    return await LifecycleService(auth.room).cancel_deletion(caller=fresh(auth, user))
+
+
+async def mails(owner: Connection) -> list[tuple[str, str]]:
+    rows = await owner.fetch(
+        "SELECT payload->>'template', payload->>'to' FROM auth_outbox WHERE topic = 'mail'"
+        " ORDER BY created_at, id"
+    )
+    return [tuple(row) for row in rows]
+
+
+async def events(owner: Connection, topic: str) -> list[dict[str, Any]]:
+    rows = await owner.fetch("SELECT payload FROM auth_outbox WHERE topic = $1", topic)
+    return [json.loads(row["payload"]) for row in rows]
+
+
+async def leave_traces(owner: Connection, user: User, now: datetime) -> None:
+    """Writes what other use cases would write about somebody."""
+    await owner.execute(
+        "INSERT INTO email_verifications (id, user_id, token, created_at, expires_at)"
+        " VALUES ($1, $2, 'v', $3, $3)",
+        uuid7(now),
+        user.id,
+        now,
+    )
+    await owner.execute(
+        "INSERT INTO reset_requests (id, user_id, token, requested_at, expires_at)"
+        " VALUES ($1, $2, 'r', $3, $3)",
+        uuid7(now),
+        user.id,
+        now,
+    )
+    await owner.execute(
+        "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name, user_id,"
+        " created_at, expires_at, approved_at) VALUES ($1, 'd', 'u', 'Ada''s', $2, $3, $3, $3)",
+        uuid7(now),
+        user.id,
+        now,
+    )
+    await owner.execute(
+        "UPDATE users SET oauth_provider = 'google', oauth_id = '42', email_verified_at = $2,"
+        " banned_at = $2, ban_reason = 'rude Ada'"
+        " WHERE id = $1",
+        user.id,
+        now,
+    )

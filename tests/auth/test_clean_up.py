@@ -1,0 +1,226 @@
+"""What is long over goes by itself, in small batches, and by an index."""
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from chassis.idempotency import KEPT
+from chassis.ids import uuid7
+from chassis.postgres import Connection, Database
+from services.auth.service import mail
+from services.auth.service.mail import Mail
+from services.auth.store import lifecycle as store
+from services.auth.worker import sweep
+from tests.auth.leaving import leave, register
+from tests.factories import AuthRoom, at_once
+from tests.fakes import FakeClock
+
+TICK = timedelta(microseconds=1)
+ROWS = 5000
+# Tables with expires_at that have a rule of their own.
+OWN_RULE = {"sessions", "signing_keys"}
+INSERT = {
+    "email_verifications": "INSERT INTO email_verifications (id, user_id, token, created_at,"
+    " expires_at) SELECT id, $2, id::text, $3, $3 FROM unnest($1::uuid[]) AS id",
+    "reset_requests": "INSERT INTO reset_requests (id, user_id, token, requested_at,"
+    " expires_at) SELECT id, $2, id::text, $3, $3 FROM unnest($1::uuid[]) AS id",
+    "chrome_auth_links": "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name,"
+    " user_id, created_at, expires_at, approved_at)"
+    " SELECT id, id::text, id::text, 'c', $2, $3, $3, $3 FROM unnest($1::uuid[]) AS id",
+}
+
+
+async def fill(
+    owner: Connection, table: str, user_id: UUID, expires: datetime, count: int = 1
+) -> None:
+    await owner.execute(INSERT[table], [uuid7(expires) for _ in range(count)], user_id, expires)
+
+
+@pytest.mark.parametrize("table", store.EXPIRING)
+async def test_one_time_rows_go_after_72_hours(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock, table: str
+) -> None:
+    """Neither sooner nor later, whatever became of them."""
+    user = await register(auth)
+    await fill(owner, table, user.id, clock.now())
+    await fill(owner, table, user.id, clock.now() + TICK)
+    clock.advance(seconds=KEPT.total_seconds())
+    assert await sweep(auth_database, clock) == 0
+    clock.advance(microseconds=1)
+    assert await sweep(auth_database, clock) == 1
+    assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 1  # noqa: S608
+
+
+async def test_every_table_that_expires_is_swept(conn: Connection) -> None:
+    """A table of the room with expires_at is in the sweep or has a rule of its own."""
+    rows = await conn.fetch(
+        "SELECT c.relname AS name FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+        " WHERE a.attname = 'expires_at' AND c.relkind = 'r'"
+        " AND pg_get_userbyid(c.relowner) = 'finity_auth_owner'"
+    )
+    assert {row["name"] for row in rows} == {*store.EXPIRING, *OWN_RULE}
+
+
+async def test_sweepers_share_a_backlog(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """Several take different rows, wait for nobody, and leave none behind."""
+    user = await register(auth)
+    for table in store.EXPIRING:
+        await fill(owner, table, user.id, clock.now(), ROWS)
+    clock.advance(days=4)
+    swept = await at_once(8, lambda _: sweep(auth_database, clock))
+    while more := await sweep(auth_database, clock):
+        swept.append(more)
+    assert sum(swept) == len(store.EXPIRING) * ROWS
+    # A batch of each table at most, beside idempotency keys and sessions, of which there are none.
+    assert max(swept) <= len(store.EXPIRING) * 1000
+
+
+async def deliver(owner: Connection, template: str, state: str) -> None:
+    await owner.execute(
+        "UPDATE auth_deliveries SET state = $2 WHERE event_id ="
+        " (SELECT id FROM auth_outbox WHERE payload->>'template' = $1)",
+        template,
+        state,
+    )
+
+
+async def test_mails_go_72_hours_after_they_were_written(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """Sent and dead ones go; one that is still to be sent and every other event stay."""
+    user = await register(auth)
+    async with auth_database.transaction() as conn:
+        for template in ("sent", "dead", "waiting"):
+            await mail.enqueue(conn, Mail(template, user.email), clock.now())
+    await deliver(owner, "sent", "done")
+    await deliver(owner, "dead", "dead")
+    await owner.execute("UPDATE auth_deliveries SET state = 'done' WHERE consumer = 'usage'")
+    clock.advance(seconds=KEPT.total_seconds())
+    assert await sweep(auth_database, clock) == 0
+    clock.advance(microseconds=1)
+    assert await sweep(auth_database, clock) == 2
+    rows = await owner.fetch("SELECT coalesce(payload->>'template', topic) FROM auth_outbox")
+    assert {row[0] for row in rows} == {"waiting", "user_registered"}
+    assert await owner.fetchval("SELECT count(*) FROM auth_deliveries") == 2
+
+
+async def test_the_outbox_is_still_insert_only(
+    auth: AuthRoom, auth_database: Database, clock: FakeClock
+) -> None:
+    """What serves cannot delete an event itself, and the functions know no topic but mail."""
+    user = await register(auth)
+
+    async def delete() -> None:
+        async with auth_database.transaction() as conn:
+            await conn.execute("DELETE FROM auth_outbox")
+
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await delete()
+    async with auth_database.transaction() as conn:
+        await store.forget_mail_to(conn, str(user.id))
+        assert await store.forget_old_mail(conn, clock.now() + KEPT, 10) == 0
+        assert await conn.fetchval("SELECT count(*) FROM auth_outbox") == 1
+
+
+class Explainer:
+    """Stands where a connection does and explains what it is asked to run."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self.scans: list[tuple[str, str, str]] = []
+
+    async def explain(self, statement: str, *arguments: object) -> None:
+        found = await self._conn.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
+        self._walk(json.loads(found)[0]["Plan"])
+
+    async def fetchval(self, statement: str, *arguments: object) -> int:
+        await self.explain(statement, *arguments)
+        return 0
+
+    async def fetch(self, statement: str, *arguments: object) -> list[Any]:
+        await self.explain(statement, *arguments)
+        return []
+
+    def sequential(self) -> list[str]:
+        return [table for kind, table, _ in self.scans if kind == "Seq Scan"]
+
+    def indexes(self) -> set[str]:
+        return {index for _, _, index in self.scans if index}
+
+    def _walk(self, node: dict[str, Any]) -> None:
+        if "Relation Name" in node or "Index Name" in node:
+            table = node.get("Relation Name", "")
+            self.scans.append((node["Node Type"], table, node.get("Index Name", "")))
+        for child in node.get("Plans", ()):
+            self._walk(child)
+
+
+@pytest.mark.parametrize("table", store.EXPIRING)
+async def test_the_sweep_reads_an_index(
+    auth: AuthRoom, owner: Connection, clock: FakeClock, table: str
+) -> None:
+    """Few expired rows among many are found by their time, without reading the table."""
+    user = await register(auth)
+    await fill(owner, table, user.id, clock.now() + timedelta(days=9), ROWS)
+    await fill(owner, table, user.id, clock.now() - timedelta(days=9), 20)
+    await owner.execute(f"ANALYZE {table}")
+    explainer = Explainer(owner)
+    await store.delete_expired(explainer, table, clock.now(), 1000)
+    assert explainer.sequential() == []
+    assert f"{table}_expires_at_idx" in explainer.indexes()
+
+
+async def test_who_is_due_is_found_by_an_index(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """However many accounts there are, the list reads those whose day has come."""
+    await leave(auth, await register(auth))
+    await owner.execute(
+        "INSERT INTO users (id, email, created_at)"
+        " SELECT id, id || '@example.com', $2 FROM unnest($1::uuid[]) AS id",
+        [uuid7(clock.now()) for _ in range(ROWS)],
+        clock.now(),
+    )
+    await owner.execute("ANALYZE users")
+    explainer = Explainer(owner)
+    await store.list_due(explainer, clock.now() + timedelta(days=15), 20)
+    assert explainer.sequential() == []
+    assert explainer.indexes() == {"users_erasure_due_at_idx"}
+
+
+@pytest.mark.parametrize(
+    ("function", "index"),
+    [
+        ("auth_forget_old_mail", "auth_outbox_mail_created_at_idx"),
+        ("auth_forget_mail_to", "auth_outbox_mail_to_idx"),
+    ],
+)
+async def test_mails_are_found_by_an_index(
+    owner: Connection, clock: FakeClock, function: str, index: str
+) -> None:
+    """The two functions read no more of the outbox than they delete."""
+    await owner.execute(
+        "INSERT INTO auth_outbox (id, topic, payload, created_at)"
+        " SELECT id, CASE WHEN get_byte(uuid_send(id), 15) < 10 THEN 'mail' ELSE 'user_registered'"
+        " END, jsonb_build_object('to', id), $2 FROM unnest($1::uuid[]) AS id",
+        [uuid7(clock.now()) for _ in range(ROWS)],
+        clock.now(),
+    )
+    await owner.execute("ANALYZE auth_outbox")
+    body: str = await owner.fetchval("SELECT prosrc FROM pg_proc WHERE proname = $1", function)
+    explainer = Explainer(owner)
+    for name, value in (
+        ("written_before", "now() - interval '1 year'"),
+        ("most", "10"),
+        ("= address", "= 'a'"),
+    ):
+        body = body.replace(name, value)
+    await explainer.explain(body)
+    assert [table for table in explainer.sequential() if table == "auth_outbox"] == []
+    assert index in explainer.indexes()
