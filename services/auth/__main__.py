@@ -25,6 +25,7 @@ from services.auth.peers import Usage
 from services.auth.rpc import CONTRACTS, add_servicers
 from services.auth.service.accounts import USAGE
 from services.auth.service.authority import Authority, open_signer
+from services.auth.service.mail import SMTP
 from services.auth.service.room import ROOM, Room
 from services.auth.worker import sweep_forever
 
@@ -59,7 +60,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         stack.push_async_callback(channel.close)
         authority = Authority(database, clock, policy.access_token)
         verifier = TokenVerifier(authority, settings.issuer, clock)
-        relay = Relay(ROOM, database, {USAGE: Usage(channel).user_registered}, clock)
+        consumers = {USAGE: Usage(channel).user_registered, SMTP: settings.mailer().deliver}
+        relay = Relay(ROOM, database, consumers, clock)
         passwords = Passwords(
             memory_kib=settings.argon2_memory_kib,
             time_cost=settings.argon2_time_cost,

@@ -61,3 +61,15 @@ class StepUpRequired(Unauthenticated):
     """This needs a fresh proof of who you are; authenticate again and repeat the call."""
 
     reason = "STEP_UP_REQUIRED"
+
+
+class MailSecretInvalid(Unauthenticated):
+    """The link or code is wrong, used, expired or replaced by a newer one; ask for a new mail."""
+
+    reason = "MAIL_SECRET_INVALID"
+
+
+class MailTooSoon(ResourceExhausted):
+    """A mail of this kind was sent a moment ago; come back after the delay given."""
+
+    reason = "MAIL_TOO_SOON"

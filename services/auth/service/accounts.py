@@ -9,6 +9,7 @@ from chassis.ids import uuid7
 from chassis.revocations import Revocations
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, UserNotFound
+from services.auth.service.emails import send_verification
 from services.auth.service.room import KEYS, ROOM, Room
 from services.auth.store import admin_logs, users
 
@@ -23,7 +24,7 @@ class AccountService:
         self._room = room
 
     async def register(self, *, email: str, password: str, key: Key | None) -> User:
-        """Creates an account and announces it; EmailAlreadyTaken if the address has one."""
+        """Creates, announces and mails an account; EmailAlreadyTaken if the address has one."""
         room = self._room
         hashed = await room.passwords.hash(password)
         now = room.clock.now()
@@ -39,6 +40,7 @@ class AccountService:
                 )
                 payload = {"user_id": str(user.id)}
                 await outbox.enqueue(conn, ROOM, USER_REGISTERED, payload, [USAGE], now=now)
+                await send_verification(conn, room, user, now)
                 return user
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)

@@ -76,6 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
     is how many seconds one serves, metadata["acr_values"] how strong it must be.
     """
+    ERROR_REASON_MAIL_SECRET_INVALID: _ErrorReason.ValueType  # 20
+    """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
+    ERROR_REASON_MAIL_TOO_SOON: _ErrorReason.ValueType  # 21
+    """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -102,6 +106,10 @@ ERROR_REASON_STEP_UP_REQUIRED: ErrorReason.ValueType  # 9
 """UNAUTHENTICATED: the action needs a fresh proof of who is there (RFC 9470); metadata["max_age"]
 is how many seconds one serves, metadata["acr_values"] how strong it must be.
 """
+ERROR_REASON_MAIL_SECRET_INVALID: ErrorReason.ValueType  # 20
+"""UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
+ERROR_REASON_MAIL_TOO_SOON: ErrorReason.ValueType  # 21
+"""RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
