@@ -26,6 +26,8 @@ from chassis.errors import Refusal
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 
+__all__ = ["Event", "Relay", "Undeliverable", "enqueue", "revive"]
+
 # A claimed delivery comes due again after this, should its relay have died.
 LEASE = timedelta(seconds=30)
 BATCH = 100
@@ -94,7 +96,7 @@ class Relay:
                 group.create_task(self._run(consumer))
 
     async def deliver_due(self, consumer: str | None = None) -> int:
-        """Tries one batch of due deliveries, to one consumer or all; returns how many it claimed."""
+        """Tries one batch of due deliveries, to one consumer or all; returns how many it had."""
         consumers, now = [consumer] if consumer else list(self._consumers), self._clock.now()
         async with self._database.transaction() as conn:
             claimed = await deliveries.claim(

@@ -1,9 +1,10 @@
 """
 The auth room: accounts, sessions and the keys that sign access tokens.
 
-RPCs: finity.auth.v1.AuthService. Tables: users, sessions, signing_keys,
-admin_logs, email_verifications, reset_requests, chrome_auth_links, auth_outbox,
-auth_deliveries, auth_idempotency_keys. Events: user_registered → usage.
+RPCs: finity.auth.v1.AuthService, EmailService. Tables: users, sessions, signing_keys,
+admin_logs, email_verifications, reset_requests, email_sign_ins, email_requests,
+chrome_auth_links, auth_outbox, auth_deliveries, auth_idempotency_keys.
+Events: user_registered → usage; mail → the SMTP server (mailer.py).
 
 It never reads another room's tables and never stores a password or token in the clear.
 """

@@ -67,7 +67,7 @@ async def test_fifty_registrations_make_one_account(auth: AuthRoom, owner: Conne
         assert sum(isinstance(answer, User) for answer in answers) == 1
         assert sum(isinstance(answer, EmailAlreadyTaken) for answer in answers) == 49
     assert await owner.fetchval("SELECT count(*) FROM users") == 5
-    assert await owner.fetchval("SELECT count(*) FROM auth_outbox") == 5
+    assert await owner.fetchval("SELECT count(*) FROM auth_outbox WHERE topic <> 'mail'") == 5
 
 
 async def test_look_before_insert_would_make_fifty(
@@ -97,6 +97,7 @@ async def test_a_registration_is_announced_in_its_own_transaction(
         "SELECT o.topic, o.payload->>'user_id' AS user_id, d.consumer, d.state,"
         " u.xmin::text = o.xmin::text AND o.xmin::text = d.xmin::text AS together"
         " FROM users u, auth_outbox o JOIN auth_deliveries d ON d.event_id = o.id"
+        " WHERE d.consumer = 'usage'"
     )
     assert tuple(row) == ("user_registered", str(user.id), "usage", "due", True)
 

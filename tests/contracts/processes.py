@@ -61,6 +61,7 @@ async def open_processes(
         "FINITY_ARGON2_TIME_COST": "1",
         # Everybody is at one address here.
         "FINITY_GUESSES_PER_ADDRESS": "1000000",
+        "FINITY_SMTP_PORT": "9",
     }
     for room, port in ports.items():
         environment[f"FINITY_{room.upper()}_PORT"] = str(port)

@@ -23,6 +23,8 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "signing_keys": WRITE,
         "email_verifications": ALL,
         "reset_requests": ALL,
+        "email_sign_ins": ALL,
+        "email_requests": ALL,
         "chrome_auth_links": ALL,
         "auth_outbox": APPEND,
         "auth_deliveries": WRITE,

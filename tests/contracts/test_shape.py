@@ -10,6 +10,12 @@ READS = ("Get", "List", "Validate", "Search", "Check", "Export")
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
     "Logout": ("", "the session of the token that makes the call is over after one call or two"),
+    "RequestEmailVerification": ("", "one mail a minute is sent, however often it is asked for"),
+    "VerifyEmail": ("secret", "a secret verifies once; sent again it changes nothing"),
+    "RequestPasswordReset": ("email", "one mail a minute is sent, however often it is asked for"),
+    "ResetPassword": ("secret", "a secret sets a password once"),
+    "RequestSignIn": ("email", "one mail a minute is sent, however often it is asked for"),
+    "ConfirmEmailChange": ("secret", "a secret changes the address once"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),

@@ -40,7 +40,7 @@ async def send_verification(conn: Connection, room: Room, user: User, now: datet
     """Mails a verification unless one was just sent; returns when the next may be asked for."""
     turn = await emails.take_turn(conn, room.pseudonym(user.email), Purpose.VERIFY, now)
     if turn.granted:
-        await _send(conn, room, Purpose.VERIFY, user, user.email, now)
+        await _send(conn, room, Purpose.VERIFY, user, to=user.email, now=now)
     return turn.next_at
 
 
@@ -49,6 +49,7 @@ async def _send(
     room: Room,
     purpose: Purpose,
     user: User | None,
+    *,
     to: str,
     now: datetime,
     session_id: UUID | None = None,
@@ -176,7 +177,15 @@ class EmailService:
                 turn = await emails.take_turn(conn, str(user.id), Purpose.CHANGE, now)
                 if not turn.granted:
                     raise MailTooSoon(retry_after=(turn.next_at - now).total_seconds())
-                await _send(conn, self._room, Purpose.CHANGE, user, to, now, caller.session_id)
+                await _send(
+                    conn,
+                    self._room,
+                    Purpose.CHANGE,
+                    user,
+                    to=to,
+                    now=now,
+                    session_id=caller.session_id,
+                )
                 values = {"new_email": mask(to), "at": now.isoformat()}
                 await enqueue(conn, Mail("email_change_requested", user.email, values), now)
                 return turn.next_at
@@ -219,7 +228,7 @@ class EmailService:
             if turn.granted:
                 found = await users.find_by_email(conn, to)
                 user = found if found and not found.banned(now) else None
-                await _send(conn, self._room, purpose, user, to, now)
+                await _send(conn, self._room, purpose, user, to=to, now=now)
         self._room.wake_relay()
         return turn.next_at
 

@@ -40,14 +40,16 @@ _TABLES = {
 
 
 async def take_turn(conn: Connection, who: str, purpose: Purpose, now: datetime) -> Turn:
-    """Grants a mail if the last one is long enough ago; one statement, so that one caller gets it."""
+    """Grants a mail if the last one is long enough ago; of many callers one gets it."""
     next_at = await conn.fetchval(
-        "INSERT INTO email_requests AS r (who, purpose, next_at) VALUES ($1, $2, $3 + $4::interval)"
+        "INSERT INTO email_requests AS r (who, purpose, next_at)"
+        " VALUES ($1, $2, $3::timestamptz + $4::interval)"
         " ON CONFLICT (who, purpose) DO UPDATE SET tries = 0,"
-        " mails = CASE WHEN r.next_at + $6::interval < $3 THEN 1 ELSE r.mails + 1 END,"
-        " next_at = $3 + CASE WHEN r.next_at + $6::interval < $3 THEN $4::interval"
+        " mails = CASE WHEN r.next_at + $6::interval < $3::timestamptz THEN 1 ELSE r.mails + 1 END,"
+        " next_at = $3::timestamptz + CASE WHEN r.next_at + $6::interval < $3::timestamptz"
+        "  THEN $4::interval"
         "  ELSE least($4::interval * 2 ^ least(r.mails, 20), $5::interval) END"
-        " WHERE r.next_at <= $3 RETURNING next_at",
+        " WHERE r.next_at <= $3::timestamptz RETURNING next_at",
         who,
         purpose,
         now,
@@ -86,11 +88,12 @@ async def insert_secret(
 ) -> None:
     """Inserts a secret of a user; does the same work for a user who does not exist."""
     table = _TABLES[purpose]
-    extra, value = (", session_id", ", $8") if table is _VERIFICATIONS else ("", "")
+    extra, value = (", session_id", ", $8::uuid") if table is _VERIFICATIONS else ("", "")
     await conn.execute(
         f"INSERT INTO {table.name}"
         f" (id, user_id, token, purpose, email, {table.asked}, expires_at{extra})"
-        f" SELECT $1, id, $3, $4, $5, $6, $6 + $7::interval{value} FROM users WHERE id = $2",
+        f" SELECT $1, id, $3, $4, $5, $6::timestamptz, $6::timestamptz + $7::interval{value}"
+        " FROM users WHERE id = $2",
         secret.id,
         secret.user_id,
         digest,
