@@ -52,6 +52,8 @@ class House:
     service: Metadata
     """Metadata of an internal service."""
     database_url: str
+    auth_address: str = ""
+    """host:port of auth, for a gateway in front of it."""
 
     async def person(self, *, credits: int = 0, role: int = auth_pb2.ROLE_FREE) -> Person:
         """Registers and logs in somebody new, with an account of exactly `credits`."""
@@ -120,6 +122,7 @@ async def open_house(
             usage_channel,
             bearer(SERVICE_KEY),
             database_url,
+            f"127.0.0.1:{auth_port}",
         )
 
 
