@@ -105,8 +105,9 @@ class Catcher:
             for path in (half, self._folder):
                 os.chown(path, owner.st_uid, owner.st_gid)
         half.rename(self._folder / f"{name}.eml")
-        for old in sorted(self._folder.glob("*.eml"))[:-KEPT]:
-            old.unlink(missing_ok=True)
+        kept = sorted(path.name for path in self._folder.iterdir() if path.suffix == ".eml")
+        for old in kept[:-KEPT]:
+            (self._folder / old).unlink(missing_ok=True)
 
 
 async def serve(folder: Path, port: int) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from suite import mailbox, ports, state
+from suite import mail, mailbox, ports, state
 from suite.errors import SuiteError
-from suite.mail import KEPT, Catcher, EmbeddedMail
+from suite.mail import Catcher, EmbeddedMail
 from tests.suite.terminal import finity
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -78,12 +78,15 @@ def test_a_mail_cannot_play_with_the_terminal(directory: Path) -> None:
     assert "one\n\ttwo [31mred[0m" in shown
 
 
-def test_the_newest_is_last_and_the_oldest_go(directory: Path) -> None:
-    for number in range(KEPT + 2):
+def test_the_newest_is_last_and_the_oldest_go(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mail, "KEPT", 8)
+    for number in range(10):
         time = NOW + timedelta(seconds=number)
         keep(directory, a_mail(f"number {number}"), f"{time:%Y%m%dT%H%M%S.%fZ}-{number:06}")
     found = mailbox.mails(directory)
-    assert [found[0].subject, found[-1].subject] == ["number 2", f"number {KEPT + 1}"]
+    assert [found[0].subject, found[-1].subject] == ["number 2", "number 9"]
     assert mailbox.find(directory, "last") == found[-1]
     assert mailbox.find(directory, "000007").subject == "number 7"
     with pytest.raises(SuiteError):
@@ -94,8 +97,8 @@ def test_the_newest_is_last_and_the_oldest_go(directory: Path) -> None:
     ("seconds", "said"), [(-5, "0 s"), (59, "59 s"), (300, "5 min"), (7200, "2 h"), (172800, "2 d")]
 )
 def test_ages(seconds: int, said: str) -> None:
-    mail = mailbox.Kept("a", NOW, "", "", "", "")
-    assert mailbox.age(mail, NOW + timedelta(seconds=seconds)) == said
+    kept = mailbox.Kept("a", NOW, "", "", "", "")
+    assert mailbox.age(kept, NOW + timedelta(seconds=seconds)) == said
 
 
 def test_a_taken_port_is_left_to_its_owner(directory: Path) -> None:
