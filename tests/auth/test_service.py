@@ -409,4 +409,6 @@ async def test_the_sweeper_deletes_only_what_is_over(
     clock.advance(days=90)
     assert await sweep(auth_database, clock) == 2
     for table in ("users", "admin_logs", "auth_outbox", "auth_deliveries", "signing_keys"):
-        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 1, table  # noqa: S608
+        # In the outbox: that somebody registered, and the mail to verify the address.
+        rows = 2 if table in ("auth_outbox", "auth_deliveries") else 1
+        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == rows, table  # noqa: S608
