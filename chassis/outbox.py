@@ -12,7 +12,6 @@ import contextlib
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,10 +19,14 @@ from uuid import UUID
 import structlog
 from prometheus_client import Counter
 
+from chassis import deliveries
 from chassis.clock import Clock
+from chassis.deliveries import Delivery, Event
 from chassis.errors import Refusal
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
+
+__all__ = ["Event", "Relay", "Undeliverable", "enqueue", "revive"]
 
 # A claimed delivery comes due again after this, should its relay have died.
 LEASE = timedelta(seconds=30)
@@ -36,23 +39,11 @@ DEAD = Counter("finity_outbox_dead_total", "Deliveries given up.", ["room", "con
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened in a room."""
-
-    id: UUID
-    topic: str
-    payload: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Delivery:
-    event: Event
-    consumer: str
-    attempts: int
-
-
 Deliver = Callable[[Event], Awaitable[None]]
+
+
+class Undeliverable(Exception):  # noqa: N818 - as a refusal, an answer and not an error
+    """The consumer will never take the event; the text says why and is kept: nothing secret."""
 
 
 async def enqueue(
@@ -91,37 +82,50 @@ class Relay:
         self._database = database
         self._consumers = consumers
         self._clock = clock
-        self._wake = asyncio.Event()
+        self._wakes = {consumer: asyncio.Event() for consumer in consumers}
 
     def wake(self) -> None:
         """Looks for due deliveries now rather than at the next poll."""
-        self._wake.set()
+        for wake in self._wakes.values():
+            wake.set()
 
     async def run(self) -> None:
-        while True:
-            self._wake.clear()
-            delivered = 0
-            try:
-                delivered = await self.deliver_due()
-            except Refusal as refusal:
-                _log.warning("outbox not read", room=self._room, reason=refusal.reason)
-            if delivered < BATCH:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):
-                        await self._wake.wait()
+        """Serves each consumer by itself: one that is slow keeps nobody else waiting."""
+        async with asyncio.TaskGroup() as group:
+            for consumer in self._consumers:
+                group.create_task(self._run(consumer))
 
-    async def deliver_due(self) -> int:
-        """Tries one batch of due deliveries; returns how many were claimed."""
+    async def deliver_due(self, consumer: str | None = None) -> int:
+        """Tries one batch of due deliveries, to one consumer or all; returns how many it had."""
+        consumers, now = [consumer] if consumer else list(self._consumers), self._clock.now()
         async with self._database.transaction() as conn:
-            claimed = await _claim(conn, self._room, self._clock.now())
+            claimed = await deliveries.claim(
+                conn, self._room, consumers, now=now, lease=LEASE, limit=BATCH
+            )
         await asyncio.gather(
             *(self._attempt(delivery) for delivery in claimed), return_exceptions=True
         )
         return len(claimed)
 
-    async def _attempt(self, delivery: _Delivery) -> None:
+    async def _run(self, consumer: str) -> None:
+        wake = self._wakes[consumer]
+        while True:
+            wake.clear()
+            delivered = 0
+            try:
+                delivered = await self.deliver_due(consumer)
+            except Refusal as refusal:
+                _log.warning("outbox not read", room=self._room, reason=refusal.reason)
+            if delivered < BATCH:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await wake.wait()
+
+    async def _attempt(self, delivery: Delivery) -> None:
         try:
             await self._consumers[delivery.consumer](delivery.event)
+        except Undeliverable as reason:
+            await self._give_up(delivery, str(reason))
         except Refusal as refusal:
             await self._postpone(delivery, refusal.reason)
         except Exception as error:  # noqa: BLE001 - one consumer's defect must not stop the others
@@ -130,36 +134,22 @@ class Relay:
         else:
             await self._finish(delivery, "done", "", self._clock.now())
 
-    async def _postpone(self, delivery: _Delivery, reason: str) -> None:
-        fields = {
-            "event_id": str(delivery.event.id),
-            "consumer": delivery.consumer,
-            "attempts": delivery.attempts,
-            "reason": reason,
-        }
+    async def _postpone(self, delivery: Delivery, reason: str) -> None:
         if delivery.attempts >= MAX_ATTEMPTS:
-            DEAD.labels(self._room, delivery.consumer).inc()
-            _log.error("delivery dead", **fields)
-            await self._finish(delivery, "dead", reason, self._clock.now())
+            await self._give_up(delivery, reason)
             return
-        _log.warning("delivery postponed", **fields)
+        _log.warning("delivery postponed", **delivery.fields(), reason=reason)
         due = self._clock.now() + timedelta(seconds=backoff_seconds(delivery.attempts))
         await self._finish(delivery, "due", reason, due)
 
-    async def _finish(self, delivery: _Delivery, state: str, error: str, at: datetime) -> None:
+    async def _give_up(self, delivery: Delivery, reason: str) -> None:
+        DEAD.labels(self._room, delivery.consumer).inc()
+        _log.error("delivery dead", **delivery.fields(), reason=reason)
+        await self._finish(delivery, "dead", reason, self._clock.now())
+
+    async def _finish(self, delivery: Delivery, state: str, error: str, at: datetime) -> None:
         async with self._database.transaction() as conn:
-            # The attempt number fences a relay whose lease ran out before it answered.
-            await conn.execute(
-                f"UPDATE {self._room}_deliveries"
-                " SET state = $4, last_error = $5, next_attempt_at = $6"
-                " WHERE event_id = $1 AND consumer = $2 AND attempts = $3 AND state = 'due'",
-                delivery.event.id,
-                delivery.consumer,
-                delivery.attempts,
-                state,
-                error,
-                at,
-            )
+            await deliveries.finish(conn, self._room, delivery, state=state, error=error, at=at)
 
 
 async def revive(conn: Connection, room: str) -> int:
@@ -174,27 +164,3 @@ async def revive(conn: Connection, room: str) -> int:
 def backoff_seconds(attempts: int) -> float:
     """Returns the wait after a number of failed attempts: doubling, capped, ±20 % jitter."""
     return float(min(0.5 * 2 ** (attempts - 1), MAX_BACKOFF_SECONDS) * random.uniform(0.8, 1.2))  # noqa: S311
-
-
-async def _claim(conn: Connection, room: str, now: datetime) -> list[_Delivery]:
-    rows = await conn.fetch(
-        f"UPDATE {room}_deliveries d"
-        " SET attempts = d.attempts + 1, next_attempt_at = $1 + $2::interval"
-        f" FROM {room}_outbox o"
-        " WHERE o.id = d.event_id AND (d.event_id, d.consumer) IN ("
-        f"  SELECT event_id, consumer FROM {room}_deliveries"
-        "   WHERE state = 'due' AND next_attempt_at <= $1"
-        "   ORDER BY next_attempt_at LIMIT $3 FOR UPDATE SKIP LOCKED)"
-        " RETURNING o.id, o.topic, o.payload, d.consumer, d.attempts",
-        now,
-        LEASE,
-        BATCH,
-    )
-    return [
-        _Delivery(
-            Event(row["id"], row["topic"], json.loads(row["payload"])),
-            row["consumer"],
-            row["attempts"],
-        )
-        for row in rows
-    ]

@@ -11,6 +11,7 @@ from suite.commands.audit import audit
 from suite.commands.demo import demo
 from suite.commands.forget import forget
 from suite.commands.gateway import gateway
+from suite.commands.mail import mail
 from suite.commands.migrate import migrate
 from suite.commands.outbox import outbox
 from suite.commands.run import run
@@ -50,6 +51,7 @@ main.add_command(usage)
 main.add_command(users)
 main.add_command(demo)
 main.add_command(forget)
+main.add_command(mail)
 
 
 if __name__ == "__main__":

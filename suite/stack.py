@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,20 +14,16 @@ from suite import admin, credentials, envoy, readiness, state
 from suite.addresses import Addresses, from_environment, reachable
 from suite.database import MIGRATIONS
 from suite.ports import LOOPBACK
-from suite.postgres import EmbeddedPostgres
 from suite.processes import Child, Output
 from suite.rooms import ROOMS, Room
 from suite.state import ROOT
+from suite.stores import Step, Stores
 from suite.supervisor import Supervisor, Tier
-from suite.valkey import EmbeddedValkey
 
 ROOM_SECONDS = 30.0
 GATEWAY_SECONDS = 30.0
 # Drains faster than the supervisor's patience ends.
 _DEFAULTS = {"FINITY_DRAIN_SECONDS": "4", "PYTHONUNBUFFERED": "1"}
-
-Step = Callable[[str], contextlib.AbstractContextManager[None]]
-"""Shows that something is being done, and how long it took."""
 
 
 @contextlib.contextmanager
@@ -63,12 +59,9 @@ class Stack:
         self._with_gateway = gateway
         self._step = step
         self._supervisor = Supervisor(self.directory)
-        self._postgres = EmbeddedPostgres(self.directory, durable)
-        self._valkey = EmbeddedValkey(self.directory)
+        self.stores = Stores(self.directory, self._base, durable=durable)
         self._lock = contextlib.ExitStack()
         self.children: dict[str, Child] = {}
-        self.database_url = self._base.get("DATABASE_URL", "")
-        self.redis_url = self._base.get("REDIS_URL", "")
 
     def __enter__(self) -> Self:
         self._lock.enter_context(state.locked(self.directory))
@@ -89,9 +82,7 @@ class Stack:
     def stop(self) -> None:
         """Stops everything within 10 s, the gateway first."""
         self._supervisor.stop()
-        # Those that were interrupted before they were ready.
-        self._valkey.stop()
-        self._postgres.stop()
+        self.stores.stop()
         self._lock.close()
 
     def watch(self) -> None:
@@ -105,6 +96,14 @@ class Stack:
     def address(self, name: str) -> str:
         """host:port of a room's gRPC server."""
         return self.addresses.of(Room(name))
+
+    @property
+    def database_url(self) -> str:
+        return self.stores.database_url
+
+    @property
+    def redis_url(self) -> str:
+        return self.stores.redis_url
 
     @property
     def gateway_url(self) -> str:
@@ -125,8 +124,8 @@ class Stack:
 
     def environment(self, caller: str) -> dict[str, str]:
         """What a process of the suite is told, that calls the others as `caller`."""
-        fixed = {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
-        fixed |= self.credentials.environment(caller, self._base) | self.addresses.environment()
+        fixed = self.credentials.environment(caller, self._base) | self.addresses.environment()
+        fixed |= self.stores.environment()
         search = [str(ROOT), str(ROOT / "gen"), self._base.get("PYTHONPATH", "")]
         fixed["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         return _DEFAULTS | self._base | fixed
@@ -137,7 +136,8 @@ class Stack:
             with self._step(f"ended what a killed run had left: {', '.join(left)}"):
                 pass
         self.addresses.require_free()
-        self._start_stores()
+        self.stores.start(self._step, self._adopt_store)
+        self._supervisor.facts = {"database_url": self.database_url, "redis_url": self.redis_url}
         with self._step("migrations"):
             asyncio.run(migrate.apply(self.database_url, MIGRATIONS, lambda _: None))
         for room in ROOMS:
@@ -150,25 +150,6 @@ class Stack:
                 self._start_gateway()
         with self._step("development administrator"):
             admin.ensure(self.address("auth"), self.credentials)
-
-    def _start_stores(self) -> None:
-        if self.database_url:
-            with self._step("PostgreSQL of DATABASE_URL"):
-                readiness.require_database(self.database_url)
-        else:
-            with self._step("embedded PostgreSQL"):
-                self._postgres.start()
-            self.database_url = self._postgres.dsn
-            self._adopt_store(self._postgres.child, self._postgres.port)
-        if self.redis_url:
-            with self._step("Redis of REDIS_URL"):
-                readiness.require_redis(self.redis_url)
-        else:
-            with self._step("embedded Valkey"):
-                self._valkey.start()
-            self.redis_url = self._valkey.url
-            self._adopt_store(self._valkey.child, self._valkey.port)
-        self._supervisor.facts = {"database_url": self.database_url, "redis_url": self.redis_url}
 
     def _adopt_store(self, child: Child | None, port: int) -> None:
         if child:

@@ -5,7 +5,8 @@ lock               held while a suite runs here; holds its process id
 credentials.json   development secrets, made once (0600)
 run.json           processes, addresses and URLs of the current or last run (0600)
 postgres.json      where the embedded PostgreSQL keeps its data, its port and password (0600)
-valkey.json, valkey.conf, envoy.yaml
+valkey.json, valkey.conf, mail.json, envoy.yaml
+mail/              what the suite sent to people (0700)
 """
 
 import contextlib

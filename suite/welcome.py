@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from suite.credentials import DEVELOPER
+from suite.ports import LOOPBACK
 from suite.rooms import ROOMS
 from suite.stack import Stack
 
@@ -19,7 +20,7 @@ def table(stack: Stack) -> Table:
         rows.add_row(f"{room.name} (gRPC)", stack.addresses.of(room))
     for room in ROOMS:
         rows.add_row(f"{room.name} metrics", stack.addresses.metrics_of(room) or "off")
-    rows.add_row("mail", "none is sent yet")
+    rows.add_row("mail", _mail(stack))
     rows.add_row("admin", escape(stack.credentials.admin_email))
     rows.add_row("  password", escape(stack.credentials.admin_password))
     rows.add_row("service key", escape(stack.credentials.service_keys[DEVELOPER]))
@@ -29,6 +30,12 @@ def table(stack: Stack) -> Table:
     rows.add_section()
     rows.add_row("more", "`make demo` and `.venv/bin/finity status` in another terminal")
     return rows
+
+
+def _mail(stack: Stack) -> str:
+    """Says where mails go: to the embedded server, or to one that the environment names."""
+    port = stack.stores.mail.port
+    return f"`.venv/bin/finity mail` (SMTP on {LOOPBACK}:{port})" if port else "to FINITY_SMTP_HOST"
 
 
 def first_steps(stack: Stack) -> list[str]:

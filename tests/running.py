@@ -56,6 +56,8 @@ class House:
     service: Metadata
     """Metadata of an internal service."""
     database_url: str
+    auth_address: str = ""
+    """host:port of auth, for a gateway in front of it."""
 
     async def person(self, *, credits: int = 0, role: int = auth_pb2.ROLE_FREE) -> Person:
         """Registers and logs in somebody new, with an account of exactly `credits`."""
@@ -103,6 +105,8 @@ async def open_house(
         # Everybody is at one address here.
         "guesses_per_address": 1_000_000,
         "device_codes_per_address": 1_000_000,
+        # Nobody takes mail there; a test that wants it brings a server.
+        "smtp_port": 9,
         **overrides,
     }
     async with Redis.from_url(redis_url) as redis:
@@ -129,6 +133,7 @@ async def open_house(
             usage_channel,
             bearer(SERVICE_KEY),
             database_url,
+            f"127.0.0.1:{auth_port}",
         )
 
 

@@ -26,6 +26,7 @@ from services.auth.providers import open_providers
 from services.auth.rpc import CONTRACTS, add_servicers
 from services.auth.service.accounts import USAGE
 from services.auth.service.authority import Authority, open_signer
+from services.auth.service.mail import SMTP
 from services.auth.service.room import ROOM, Room
 from services.auth.worker import sweep_forever
 
@@ -60,7 +61,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         stack.push_async_callback(channel.close)
         authority = Authority(database, clock, policy.access_token)
         verifier = TokenVerifier(authority, settings.issuer, clock)
-        relay = Relay(ROOM, database, {USAGE: Usage(channel).deliver}, clock)
+        consumers = {USAGE: Usage(channel).deliver, SMTP: settings.mailer().deliver}
+        relay = Relay(ROOM, database, consumers, clock)
         passwords = Passwords(
             memory_kib=settings.argon2_memory_kib,
             time_cost=settings.argon2_time_cost,

@@ -9,9 +9,11 @@ from pydantic_settings import NoDecode
 
 from chassis.limits import Limit
 from chassis.settings import ROOM_PORTS, ServiceSettings
+from services.auth.domain import one_time
 from services.auth.domain.devices import DevicePolicy
 from services.auth.domain.oauth import Protocol, Provider, is_loopback, is_secure
 from services.auth.domain.sessions import SessionPolicy
+from services.auth.mailer import Mailer, SmtpServer
 from services.auth.service.room import Guesses
 
 GOOGLE = "https://accounts.google.com"
@@ -118,8 +120,6 @@ class Settings(ServiceSettings):
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account."""
 
-    public_url: str = "http://localhost:3000"
-    """Where people find the product's pages; links that are shown or sent begin with it."""
     device_codes_per_address: int = Field(20, ge=1)
     """Logins of devices at one address that may wait at once."""
 
@@ -158,6 +158,42 @@ class Settings(ServiceSettings):
     def deletion_grace(self) -> timedelta:
         """Returns the time between asking for a deletion and the erasure."""
         return timedelta(days=self.deletion_grace_days)
+
+    public_url: str = Field("http://localhost:3000", pattern=r"^https?://[^\s?#]+$")
+    """Where people reach the product: links in mails start with it."""
+    smtp_host: str = "localhost"
+    """The mail server that takes what the suite sends."""
+    smtp_port: int = Field(1025, ge=1, le=65535)
+    smtp_username: str = ""
+    """Empty: no authentication."""
+    smtp_password: SecretStr = SecretStr("")
+    smtp_security: Literal["none", "starttls", "tls"] = "none"
+    """STARTTLS must then succeed; "tls" speaks it from the first byte (RFC 8314)."""
+    mail_from: str = Field(
+        "Finity <no-reply@finity.localhost>", pattern=r"^[^\r\n]*[^\s@]@[^\s@]+$"
+    )
+    """The From header and, by its address, the envelope's sender."""
+
+    @model_validator(mode="after")
+    def _refuse_what_anybody_could_read(self) -> Self:
+        if self.env != "production":
+            return self
+        if not self.public_url.startswith("https://"):
+            raise ValueError("FINITY_PUBLIC_URL must start with https:// in production")
+        if self.smtp_username and self.smtp_security == "none":
+            raise ValueError("FINITY_SMTP_SECURITY must be starttls or tls to send a password")
+        return self
+
+    def mailer(self) -> Mailer:
+        """Returns what sends the mails of the outbox."""
+        server = SmtpServer(
+            host=self.smtp_host,
+            port=self.smtp_port,
+            username=self.smtp_username,
+            password=self.smtp_password.get_secret_value(),
+            security=self.smtp_security,
+        )
+        return Mailer(server, self.mail_from, self.public_url, self.derive(one_time.PURPOSE))
 
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""

@@ -208,3 +208,15 @@ class AdminNotImpersonable(FailedPrecondition):
     """An administrator cannot be impersonated."""
 
     reason = "ADMIN_NOT_IMPERSONABLE"
+
+
+class MailSecretInvalid(Unauthenticated):
+    """The link or code is wrong, used, expired or replaced by a newer one; ask for a new mail."""
+
+    reason = "MAIL_SECRET_INVALID"
+
+
+class MailTooSoon(ResourceExhausted):
+    """A mail of this kind was sent a moment ago; come back after the delay given."""
+
+    reason = "MAIL_TOO_SOON"

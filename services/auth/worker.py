@@ -10,7 +10,7 @@ from chassis.errors import Refusal
 from chassis.postgres import Database
 from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.room import KEYS, Room
-from services.auth.store import lifecycle, sessions
+from services.auth.store import emails, lifecycle, sessions
 
 SWEEP_SECONDS = 600.0
 # Between two batches, so that a large backlog does not crowd out calls.
@@ -57,4 +57,5 @@ async def sweep(database: Database, clock: Clock) -> int:
         deleted += await idempotency.forget(conn, KEYS, now)
         for table, kept in lifecycle.EXPIRING.items():
             deleted += await lifecycle.delete_expired(conn, table, now - kept, BATCH)
+        deleted += await emails.delete_old_turns(conn, before, BATCH)
         return deleted + await lifecycle.forget_old_mail(conn, before, BATCH)

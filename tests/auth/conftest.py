@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from chassis.postgres import Connection, Database
-from tests.factories import AuthRoom, connect_owner, open_auth
+from services.auth.domain.users import User
+from services.auth.service.emails import EmailService
+from tests.factories import AuthRoom, an_address, connect_owner, open_auth
 from tests.fakes import FakeClock
+from tests.running import PASSWORD
 
 
 @pytest.fixture
@@ -21,3 +24,16 @@ async def auth(auth_database: Database, clock: FakeClock) -> AsyncIterator[AuthR
     """The auth room without a server in front."""
     async with open_auth(auth_database, clock) as room:
         yield room
+
+
+@pytest.fixture
+def emails(auth: AuthRoom) -> EmailService:
+    return EmailService(auth.room, auth.sessions)
+
+
+@pytest.fixture
+async def ada(auth: AuthRoom, owner: Connection) -> User:
+    """A registered user whose address is verified."""
+    user = await auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
+    await owner.execute("UPDATE users SET email_verified_at = created_at WHERE id = $1", user.id)
+    return user

@@ -10,6 +10,7 @@ PRODUCTION = {
     "FINITY_SECRET": "s" * 32,
     "DATABASE_URL": "postgresql://finity:another@db/finity_db",
     "REDIS_URL": "redis://redis:6379",
+    "FINITY_PUBLIC_URL": "https://app.example.com",
 }
 
 
@@ -40,6 +41,12 @@ def test_the_defaults_are_a_laptops() -> None:
         ("FINITY_ARGON2_TIME_COST", "0"),
         ("FINITY_ARGON2_QUEUE", "0"),
         ("FINITY_OAUTH_PROVIDERS", "no JSON"),
+        ("FINITY_PUBLIC_URL", "app.example.com"),
+        ("FINITY_PUBLIC_URL", "https://app.example.com/#page"),
+        ("FINITY_SMTP_PORT", "0"),
+        ("FINITY_SMTP_SECURITY", "ssl"),
+        ("FINITY_MAIL_FROM", "Finity"),
+        ("FINITY_MAIL_FROM", "a@b.de\r\nBcc: c@d.de"),
     ],
 )
 def test_a_wrong_value_is_told_by_its_name(
@@ -51,7 +58,7 @@ def test_a_wrong_value_is_told_by_its_name(
         load(Settings)
 
 
-@pytest.mark.parametrize("variable", ["FINITY_SECRET", "DATABASE_URL", "REDIS_URL"])
+@pytest.mark.parametrize("variable", [*PRODUCTION][1:])
 def test_production_takes_no_development_value(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
@@ -61,4 +68,16 @@ def test_production_takes_no_development_value(
     load(Settings)
     monkeypatch.delenv(variable)
     with pytest.raises(SettingsError, match=variable):
+        load(Settings)
+
+
+def test_production_sends_no_password_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mail server that wants a name is spoken to in TLS, one way or the other."""
+    for name, value in PRODUCTION.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FINITY_SMTP_USERNAME", "finity")
+    with pytest.raises(SettingsError, match="FINITY_SMTP_SECURITY"):
+        load(Settings)
+    for security in ("starttls", "tls"):
+        monkeypatch.setenv("FINITY_SMTP_SECURITY", security)
         load(Settings)

@@ -68,7 +68,7 @@ async def test_fifty_registrations_make_one_account(auth: AuthRoom, owner: Conne
         assert sum(isinstance(answer, User) for answer in answers) == 1
         assert sum(isinstance(answer, EmailAlreadyTaken) for answer in answers) == 49
     assert await owner.fetchval("SELECT count(*) FROM users") == 5
-    assert await owner.fetchval("SELECT count(*) FROM auth_outbox") == 5
+    assert await owner.fetchval("SELECT count(*) FROM auth_outbox WHERE topic <> 'mail'") == 5
 
 
 async def test_look_before_insert_would_make_fifty(
@@ -98,6 +98,7 @@ async def test_a_registration_is_announced_in_its_own_transaction(
         "SELECT o.topic, o.payload->>'user_id' AS user_id, d.consumer, d.state,"
         " u.xmin::text = o.xmin::text AND o.xmin::text = d.xmin::text AS together"
         " FROM users u, auth_outbox o JOIN auth_deliveries d ON d.event_id = o.id"
+        " WHERE d.consumer = 'usage'"
     )
     assert tuple(row) == ("user_registered", str(user.id), "usage", "due", True)
 
@@ -409,4 +410,6 @@ async def test_the_sweeper_deletes_only_what_is_over(
     clock.advance(days=90)
     assert await sweep(auth_database, clock) == 2
     for table in ("users", "admin_logs", "auth_outbox", "auth_deliveries", "signing_keys"):
-        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 1, table  # noqa: S608
+        # In the outbox: that somebody registered, and the mail to verify the address.
+        rows = 2 if table in ("auth_outbox", "auth_deliveries") else 1
+        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == rows, table  # noqa: S608

@@ -64,6 +64,7 @@ async def open_processes(
         # Everybody is at one address here.
         "FINITY_GUESSES_PER_ADDRESS": "1000000",
         "FINITY_DEVICE_CODES_PER_ADDRESS": "1000000",
+        "FINITY_SMTP_PORT": "9",
     }
     for room, port in ports.items():
         environment[f"FINITY_{room.upper()}_PORT"] = str(port)

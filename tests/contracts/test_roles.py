@@ -24,6 +24,8 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "signing_keys": WRITE,
         "email_verifications": ALL,
         "reset_requests": ALL,
+        "email_sign_ins": ALL,
+        "email_requests": ALL,
         "chrome_auth_links": ALL,
         "oauth_identities": ALL,
         "oauth_flows": ALL,

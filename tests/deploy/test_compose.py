@@ -302,6 +302,13 @@ def test_hosts_are_services() -> None:
                 assert urlsplit(value).hostname in SERVICES
 
 
+def test_mail_goes_to_the_catcher() -> None:
+    """auth hands its mail to a service of the file, on a port that it listens on."""
+    environment = SERVICES["auth"]["environment"]
+    port = environment["FINITY_SMTP_PORT"]
+    assert f"127.0.0.1:{port}:{port}" in SERVICES[environment["FINITY_SMTP_HOST"]]["ports"]
+
+
 def test_service_keys_fit() -> None:
     """Each service's key is known to all, by its digest alone; a terminal has one too."""
     for room in rooms():
@@ -415,6 +422,7 @@ GOOD = {
     "FINITY_SECRET": "a-secret-of-this-test-that-is-long-enough",
     "DATABASE_URL": "postgresql://finity:another@127.0.0.1:1/finity_db",
     "REDIS_URL": "redis://:another@127.0.0.1:1",
+    "FINITY_PUBLIC_URL": "https://app.example.com",
 }
 
 

@@ -12,7 +12,7 @@ from suite.supervisor import RUN_RECORD
 from tests.suite import terminal
 from tests.suite.terminal import Run, finity, plain_environment
 
-NAMES = ["postgres", "valkey", *(room.name for room in ROOMS), "gateway"]
+NAMES = ["postgres", "valkey", "mail", *(room.name for room in ROOMS), "gateway"]
 
 
 def recorded(directory: Path) -> list[state.Record]:

@@ -11,6 +11,8 @@ import hashlib
 import hmac
 from uuid import UUID
 
+# What the key is derived for, by the room that writes a row and by the mailer that writes the mail.
+PURPOSE = "one-time"
 CODE_DIGITS = 6
 # A million codes, so five guesses find one in two hundred thousand times.
 CODE_TRIES = 5

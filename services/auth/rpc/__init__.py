@@ -9,6 +9,8 @@ from finity.auth.v1 import (
     auth_pb2_grpc,
     device_pb2,
     device_pb2_grpc,
+    email_pb2,
+    email_pb2_grpc,
     oauth_pb2,
     oauth_pb2_grpc,
     password_pb2,
@@ -21,6 +23,7 @@ from services.auth.providers import Providers
 from services.auth.rpc.admin import AdminServicer
 from services.auth.rpc.auth import AuthServicer
 from services.auth.rpc.devices import DeviceServicer
+from services.auth.rpc.emails import EmailServicer
 from services.auth.rpc.lifecycle import LifecycleServicer
 from services.auth.rpc.oauth import OAuthServicer
 from services.auth.rpc.passwords import PasswordServicer
@@ -28,6 +31,7 @@ from services.auth.service.accounts import AccountService
 from services.auth.service.admin import AdminService
 from services.auth.service.authority import Authority
 from services.auth.service.devices import DeviceService
+from services.auth.service.emails import EmailService
 from services.auth.service.imports import ImportService
 from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.oauth import OAuthService
@@ -42,6 +46,7 @@ CONTRACTS = [
     oauth_pb2.DESCRIPTOR.services_by_name["OAuthService"],
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
     account_pb2.DESCRIPTOR.services_by_name["AccountLifecycleService"],
+    email_pb2.DESCRIPTOR.services_by_name["EmailService"],
 ]
 
 
@@ -66,3 +71,5 @@ def add_servicers(
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     lifecycle = LifecycleServicer(LifecycleService(room))
     account_pb2_grpc.add_AccountLifecycleServiceServicer_to_server(lifecycle, server)
+    emails = EmailServicer(room, EmailService(room, sessions))
+    email_pb2_grpc.add_EmailServiceServicer_to_server(emails, server)

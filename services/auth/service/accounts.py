@@ -13,6 +13,7 @@ from services.auth.domain.admin_logs import Action
 from services.auth.domain.sessions import EndReason
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, UserNotFound
+from services.auth.service.emails import send_verification
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, ROOM, Room
 from services.auth.store import admin_logs, sessions, users
@@ -31,7 +32,7 @@ class AccountService:
         self, *, email: str, password: str, key: Key | None, invite_token: str = ""
     ) -> User:
         """
-        Creates an account and announces it; EmailAlreadyTaken if the address has one.
+        Creates, announces and mails an account; EmailAlreadyTaken if the address has one.
 
         PasswordTooWeak comes before the address is looked for: it says nothing about who is here.
         Whoever binds invitations finds the token in the announcement; no token is refused here.
@@ -43,13 +44,15 @@ class AccountService:
         async with room.database.transaction() as conn:
 
             async def effect() -> User:
-                return await self.create(
+                user = await self.create(
                     conn,
                     email=email,
                     password_hash=hashed,
                     invite_token=invite_token,
                     now=now,
                 )
+                await send_verification(conn, room, user, now)
+                return user
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
         room.wake_relay()

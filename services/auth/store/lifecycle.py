@@ -14,8 +14,9 @@ from services.auth.domain.users import Role
 PERSONAL: Mapping[str, str] = {
     "sessions": "created_at, id, device, host(address) AS address, amr, acr, authenticated_at,"
     " refreshed_at, last_seen_at, expires_at, ended_at, end_reason, ended_by",
-    "email_verifications": "created_at, expires_at, verified_at",
-    "reset_requests": "requested_at, expires_at, used_at",
+    "email_verifications": "created_at, purpose, email, expires_at, verified_at",
+    "email_sign_ins": "created_at, email, expires_at, used_at",
+    "reset_requests": "requested_at, email, expires_at, used_at",
     "chrome_auth_links": "created_at, client_name, expires_at, approved_at, claimed_at",
     "oauth_identities": "created_at, provider, subject, email, last_used_at",
     "oauth_flows": "created_at, provider, purpose, expires_at, claimed_at",
@@ -25,6 +26,7 @@ PERSONAL: Mapping[str, str] = {
 _KEPT = timedelta(hours=72)
 EXPIRING: Mapping[str, timedelta] = {
     "email_verifications": _KEPT,
+    "email_sign_ins": _KEPT,
     "reset_requests": _KEPT,
     "chrome_auth_links": _KEPT,
     "oauth_flows": timedelta(0),
