@@ -24,8 +24,9 @@ from services.auth.passwords import Passwords
 from services.auth.peers import Usage
 from services.auth.rpc import CONTRACTS, add_servicers
 from services.auth.service.accounts import USAGE
-from services.auth.service.authority import Authority, open_signer
+from services.auth.service.authority import Authority
 from services.auth.service.room import ROOM, Room
+from services.auth.service.signing_keys import SigningKeys
 from services.auth.worker import sweep_forever
 
 MIGRATIONS = migrate.Room(ROOM, Path(__file__).parent / "migrations")
@@ -49,15 +50,14 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         async with database.connection() as conn:
             await migrate.require_current(conn, MIGRATIONS)
-        signer = await open_signer(
-            database, settings.derive("signing-keys"), settings.issuer, clock
-        )
+        signer = SigningKeys(database, settings.derive("signing-keys"), settings.issuer, clock)
+        await signer.load()
         redis = Redis.from_url(settings.redis_url.get_secret_value(), socket_connect_timeout=1)
         stack.push_async_callback(redis.aclose)
         key, deadline = settings.service_key.get_secret_value(), settings.default_deadline
         channel = open_channel(settings.usage_address, key, deadline)
         stack.push_async_callback(channel.close)
-        authority = Authority(database, clock, policy.access_token)
+        authority = Authority(database, clock, policy.access_token, signer)
         verifier = TokenVerifier(authority, settings.issuer, clock)
         relay = Relay(ROOM, database, {USAGE: Usage(channel).user_registered}, clock)
         passwords = Passwords(
@@ -69,6 +69,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
 
         async def announce_revoked(revoked: Revocations) -> None:
             verifier.revoke(revoked)
+            authority.feed.publish(revoked)
             await announce(redis)
 
         room = Room(
@@ -85,10 +86,14 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
+        grpc.on_drain.append(authority.feed.close)
         add_servicers(grpc.grpc, room, verifier, authority)
         await stack.enter_async_context(
             server.background(
-                partial(verifier.run, redis), relay.run, partial(sweep_forever, database, clock)
+                *authority.jobs(redis),
+                partial(verifier.run, None),
+                relay.run,
+                partial(sweep_forever, database, clock),
             )
         )
         yield grpc

@@ -30,6 +30,9 @@ class Settings(ServiceSettings):
     refresh_reuse_seconds: int = Field(60, ge=0, le=86400)
     """How long the token just before the current one still gets it; 0 is strict."""
 
+    signing_key_delay_seconds: int = Field(600, ge=0, le=86400)
+    """How long a new signing key is published before it signs; caches of the keys keep them 600."""
+
     argon2_memory_kib: int = Field(19456, ge=8)
     argon2_time_cost: int = Field(2, ge=1)
     argon2_queue: int = Field(256, ge=1)
@@ -58,4 +61,5 @@ class Settings(ServiceSettings):
             absolute=timedelta(days=self.session_days),
             grace=timedelta(seconds=self.refresh_grace_seconds),
             reuse=timedelta(seconds=self.refresh_reuse_seconds),
+            key_delay=timedelta(seconds=self.signing_key_delay_seconds),
         )

@@ -1,6 +1,7 @@
 """The auth room's refusals; finity/auth/v1/auth.proto describes them to callers."""
 
 from chassis.errors import (
+    Aborted,
     AlreadyExists,
     FailedPrecondition,
     NotFound,
@@ -61,3 +62,15 @@ class StepUpRequired(Unauthenticated):
     """This needs a fresh proof of who you are; authenticate again and repeat the call."""
 
     reason = "STEP_UP_REQUIRED"
+
+
+class SessionNotFound(NotFound):
+    """The user has no session of this id."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
+class WatchFellBehind(Aborted):
+    """The stream is read too slowly; open it again with the last as_of_time."""
+
+    reason = "WATCH_FELL_BEHIND"
