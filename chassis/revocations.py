@@ -125,7 +125,8 @@ class RevocationList:
         except Refusal as refusal:
             self._complain(refusal)
             return
-        self._take(revoked, started)
+        self._take(revoked)
+        self._polled = started
 
     async def _follow(self) -> bool:
         """Reads auth's stream while it lives; returns whether it ever did."""
@@ -137,7 +138,9 @@ class RevocationList:
                 while True:
                     async with asyncio.timeout(SILENCE_SECONDS):
                         revoked = await anext(messages)
-                    self._take(revoked, time.monotonic())
+                    self._take(revoked)
+                    if revoked.as_of is not None:
+                        self._polled = time.monotonic()
                     followed = True
         except StopAsyncIteration:
             pass
@@ -149,11 +152,10 @@ class RevocationList:
             _log.info("revocations are polled until auth streams them again", stream=why)
         return followed
 
-    def _take(self, revoked: Revocations, asked: float) -> None:
+    def _take(self, revoked: Revocations) -> None:
         self.add(revoked)
-        if revoked.as_of is not None:
-            self._since, self._polled = revoked.as_of, asked
-        self._forget(asked - LONGEST_TOKEN_SECONDS)
+        self._since = revoked.as_of or self._since
+        self._forget(time.monotonic() - LONGEST_TOKEN_SECONDS)
 
     def _forget(self, before: float) -> None:
         while self._sessions and next(iter(self._sessions.values())) < before:

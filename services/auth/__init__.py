@@ -1,8 +1,8 @@
 """
 The auth room: accounts, sessions and the keys that sign access tokens.
 
-RPCs: finity.auth.v1.AuthService. Tables: users, sessions, signing_keys,
-admin_logs, email_verifications, reset_requests, chrome_auth_links, auth_outbox,
+RPCs: finity.auth.v1.AuthService, SessionService, TokenService. Tables: users, sessions,
+signing_keys, admin_logs, email_verifications, reset_requests, chrome_auth_links, auth_outbox,
 auth_deliveries, auth_idempotency_keys. Events: user_registered → usage.
 
 It never reads another room's tables and never stores a password or token in the clear.

@@ -14,11 +14,9 @@ from chassis.clock import Clock, SystemClock
 from chassis.limits import Limits
 from chassis.outbox import Relay
 from chassis.postgres import open_database
-from chassis.revocations import Revocations
 from chassis.roles import role_of
 from chassis.settings import load
 from chassis.tokens import TokenVerifier
-from chassis.wakeups import announce
 from services.auth.config import Settings
 from services.auth.passwords import Passwords
 from services.auth.peers import Usage
@@ -67,11 +65,6 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         stack.callback(passwords.close)
 
-        async def announce_revoked(revoked: Revocations) -> None:
-            verifier.revoke(revoked)
-            authority.feed.publish(revoked)
-            await announce(redis)
-
         room = Room(
             database=database,
             clock=clock,
@@ -81,7 +74,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             limits=Limits(),
             guesses=settings.guesses(),
             derive=settings.derive,
-            announce=announce_revoked,
+            announce=partial(authority.announce, redis, verifier),
             wake_relay=relay.wake,
         )
         authenticator = Authenticator(settings.service_keys, verifier)

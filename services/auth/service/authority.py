@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from chassis.clock import Clock
 from chassis.postgres import Database
 from chassis.revocations import Revocations
-from chassis.wakeups import listen
+from chassis.tokens import TokenVerifier
+from chassis.wakeups import announce, listen
 from services.auth.service.revocations import RevocationFeed
 from services.auth.service.signing_keys import SigningKeys
 
@@ -36,6 +37,12 @@ class Authority:
     def watch(self, since: datetime | None) -> AsyncGenerator[Revocations, None]:
         """Yields the same, and then whatever is revoked."""
         return self.feed.watch(since)
+
+    async def announce(self, redis: Redis, verifier: TokenVerifier, revoked: Revocations) -> None:
+        """Tells every process what this one has just committed, and this one first."""
+        verifier.revoke(revoked)
+        self.feed.publish(revoked)
+        await announce(redis)
 
     def jobs(self, redis: Redis) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What follows the other replicas, to be run in the background."""
