@@ -43,7 +43,7 @@ class KeyPlan:
 
 def signing_key(plans: Sequence[KeyPlan], now: datetime) -> KeyPlan:
     """Returns the key that signs: the newest whose time has come, or else the oldest."""
-    oldest_first = sorted(plans, key=lambda plan: plan.activates_at)
+    oldest_first = sorted(plans, key=lambda plan: (plan.activates_at, plan.retired_at is None))
     active = [plan for plan in oldest_first if plan.activates_at <= now]
     return active[-1] if active else oldest_first[0]
 

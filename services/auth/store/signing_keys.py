@@ -10,6 +10,7 @@ from chassis.postgres import Connection
 from services.auth.domain.signing_keys import KeyPlan
 
 _PLAN = "kid, coalesce(activates_at, created_at) AS activates_at, retired_at, expires_at"
+_NEWEST_FIRST = "ORDER BY 2 DESC, retired_at DESC NULLS FIRST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ async def list_signing_keys(conn: Connection, now: datetime) -> Sequence[StoredK
     """Returns every key that is published, the newest first."""
     rows = await conn.fetch(
         f"SELECT {_PLAN}, public_key, sealed_private_key FROM signing_keys"
-        " WHERE expires_at IS NULL OR expires_at > $1 ORDER BY created_at DESC, kid",
+        f" WHERE expires_at IS NULL OR expires_at > $1 {_NEWEST_FIRST}",
         now,
     )
     return [StoredKey(_plan(row), row["public_key"], row["sealed_private_key"]) for row in rows]
@@ -79,7 +80,7 @@ async def list_signing_keys(conn: Connection, now: datetime) -> Sequence[StoredK
 
 async def list_plans(conn: Connection) -> Sequence[KeyPlan]:
     """Returns every key there ever was, the newest first."""
-    rows = await conn.fetch(f"SELECT {_PLAN} FROM signing_keys ORDER BY created_at DESC, kid")
+    rows = await conn.fetch(f"SELECT {_PLAN} FROM signing_keys {_NEWEST_FIRST}")
     return [_plan(row) for row in rows]
 
 
