@@ -10,6 +10,7 @@ from chassis.settings import SettingsError
 from suite.commands.demo import demo
 from suite.commands.forget import forget
 from suite.commands.gateway import gateway
+from suite.commands.keys import keys
 from suite.commands.migrate import migrate
 from suite.commands.outbox import outbox
 from suite.commands.run import run
@@ -41,6 +42,7 @@ def main() -> None:
 main.add_command(run)
 main.add_command(status)
 main.add_command(outbox)
+main.add_command(keys)
 main.add_command(migrate)
 main.add_command(gateway)
 main.add_command(usage)
