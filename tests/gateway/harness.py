@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 # Importing them makes their messages known to the stand-in.
-from finity.auth.v1 import auth_pb2
+from finity.auth.v1 import auth_pb2, session_pb2, token_pb2
 from finity.usage.v1 import usage_pb2
 from google.protobuf import symbol_database
 from google.protobuf.message import Message
@@ -26,7 +26,7 @@ from gateway.config import GatewaySettings
 from gateway.envoy import command
 from gateway.render import DESCRIPTORS, render
 
-CONTRACTS = (auth_pb2, usage_pb2)
+CONTRACTS = (auth_pb2, session_pb2, token_pb2, usage_pb2)
 ORIGIN = "https://app.example.com"
 MAX_BODY = 32 * 1024
 TIMEOUT = 1.0
