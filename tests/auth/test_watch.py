@@ -135,6 +135,7 @@ async def test_silence_means_that_the_feed_is_dead(
     async with running(auth.authority.feed):
         beat = await within(5, anext(watched))
     assert (list(beat.sessions), list(beat.versions)) == ([], [])
+    assert first.as_of is not None
     assert beat.as_of == first.as_of + timedelta(seconds=5)
     await watched.aclose()
 
