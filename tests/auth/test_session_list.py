@@ -4,6 +4,7 @@ from collections.abc import Awaitable
 from typing import Any
 from uuid import UUID, uuid4
 
+import jwt
 import pytest
 from finity.auth.v1 import auth_pb2, session_pb2, session_pb2_grpc
 from finity.usage.v1 import usage_pb2
@@ -257,6 +258,22 @@ async def test_a_replay_is_explained(house: House, clock: FakeClock) -> None:
     assert told.replay == session_pb2.RefreshTokenReplay(
         counter_seen=0, counter_expected=3, address="127.0.0.1"
     )
+
+
+async def test_a_good_token_says_how_its_user_authenticated(house: House, clock: FakeClock) -> None:
+    """ValidateToken answers as RFC 7662 has it: since when, how, how strongly, which token."""
+    person = await house.person()
+    opened = int(clock.now().timestamp())
+    clock.advance(minutes=2)
+    refresh = auth_pb2.RefreshSessionRequest(refresh_token=person.tokens.refresh_token)
+    token = (await house.auth.RefreshSession(refresh)).tokens.access_token
+    said = await house.auth.ValidateToken(
+        auth_pb2.ValidateTokenRequest(token=token), metadata=house.service
+    )
+    assert (said.active, said.acr, list(said.amr)) == (True, "aal1", ["pwd"])
+    assert (said.auth_time.seconds, said.issue_time.seconds) == (opened, opened + 120)
+    assert said.expire_time.seconds == said.issue_time.seconds + 900
+    assert said.token_id == jwt.decode(token, options={"verify_signature": False})["jti"]
 
 
 @pytest.mark.parametrize(

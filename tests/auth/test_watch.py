@@ -28,9 +28,26 @@ from services.auth.errors import WatchFellBehind
 from services.auth.service import revocations as feeds
 from services.auth.service.revocations import LATEST_COMMIT, RevocationFeed
 from suite.valkey import EmbeddedValkey
-from tests.factories import POLICY, AuthRoom, an_address, answers_with, eventually, log_in
+from tests.factories import (
+    POLICY,
+    AuthRoom,
+    an_address,
+    answers_with,
+    eventually,
+    log_in,
+    start_process,
+)
 from tests.fakes import FakeClock
-from tests.running import PASSWORD, House, Person, open_house, refusal_of
+from tests.running import (
+    PASSWORD,
+    SERVICE_KEY,
+    House,
+    Person,
+    bearer,
+    free_port,
+    open_house,
+    refusal_of,
+)
 
 BALANCE = usage_pb2.GetBalanceRequest()
 NEVER = 3600.0
@@ -349,3 +366,30 @@ def ways_to_end(house: House) -> list[Callable[[Person], Awaitable[Any]]]:
         promote_on_the_wire,
         revoke,
     ]
+
+
+async def test_a_stopping_service_does_not_wait_for_its_streams(
+    database_url: str, redis_url: str
+) -> None:
+    """SIGTERM ends an open stream with OK, long before the drain would be over."""
+    port = free_port()
+    process = await start_process(
+        "auth", database_url, redis_url, {"FINITY_DRAIN_SECONDS": "600"}, port=port
+    )
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stream = token_pb2_grpc.TokenServiceStub(channel).WatchRevocations(
+            token_pb2.WatchRevocationsRequest(),
+            metadata=bearer(SERVICE_KEY),
+            wait_for_ready=True,
+        )
+        await within(60, stream.read())
+        process.child.terminate()
+
+        async def read_to_the_end() -> None:
+            async for _ in stream:
+                pass
+
+        await within(60, read_to_the_end())
+        assert await stream.code() is StatusCode.OK
+    code, _ = await within(60, process.finish())
+    assert code == 0
