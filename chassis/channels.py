@@ -48,7 +48,9 @@ _OPTIONS = [
 def open_channel(address: str, service_key: str, default_deadline: float) -> aio.Channel:
     """Opens a channel to host:port; calls that name no deadline get the default, in seconds."""
     return aio.insecure_channel(
-        address, options=_OPTIONS, interceptors=[_Outgoing(service_key, default_deadline)]
+        address,
+        options=_OPTIONS,
+        interceptors=[_Outgoing(service_key, default_deadline), _OutgoingStream(service_key)],
     )
 
 
@@ -86,3 +88,25 @@ class _Outgoing(aio.UnaryUnaryClientInterceptor):
         return aio.ClientCallDetails(
             details.method, timeout, metadata, details.credentials, details.wait_for_ready
         )
+
+
+class _OutgoingStream(aio.UnaryStreamClientInterceptor):
+    """A server stream has no deadline of ours; what ends it is the reader's to translate."""
+
+    def __init__(self, service_key: str) -> None:
+        self._service_key = service_key
+
+    async def intercept_unary_stream(
+        self,
+        continuation: Callable[[aio.ClientCallDetails, Any], Any],
+        client_call_details: aio.ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        details = client_call_details
+        metadata = aio.Metadata(*(details.metadata or ()))
+        if self._service_key:
+            metadata.add("authorization", f"Bearer {self._service_key}")
+        widened = aio.ClientCallDetails(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+        )
+        return await continuation(widened, request)

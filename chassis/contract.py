@@ -42,6 +42,8 @@ class Method:
     """finity.options.v1.Caller values admitted."""
     subject: str
     """Name of the request field that names whose data it is about; "" if none does."""
+    streams: bool = False
+    """Whether it answers with a stream of messages."""
 
     def parse(self, raw: bytes) -> Message:
         """Decodes a request; MalformedMessage if the bytes are not one."""
@@ -108,6 +110,7 @@ def _method(service: ServiceDescriptor, descriptor: MethodDescriptor) -> Method:
         request=GetMessageClass(descriptor.input_type),
         allow=allow,
         subject=_subject(path, descriptor.input_type, allow),
+        streams=descriptor.server_streaming,
     )
 
 

@@ -1,18 +1,19 @@
 """
 What must be refused although its lifetime is not over, as every process keeps it.
 
-The list is polled from auth every few seconds; a message on Redis only wakes the
-poll. Without Redis a revocation is therefore late by at most POLL_SECONDS, never
-lost, and a process that cannot poll at all stops trusting access tokens.
+Auth streams it where the source can. When the stream is broken or silent the list
+is polled, every few seconds and whenever a message on Redis wakes it; a process
+that can do neither stops trusting access tokens. Nothing is ever lost: stream and
+poll go on from the same cursor.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 import structlog
@@ -22,6 +23,10 @@ from chassis.errors import Code, Refusal
 from chassis.wakeups import listen
 
 POLL_SECONDS = 4.0
+# Auth says something every second; a stream silent for longer is dead.
+SILENCE_SECONDS = 4.0
+# Between a stream that ended and the next one.
+PAUSE_SECONDS = 0.2
 # A list older than this says nothing about the tokens of today.
 STALE_SECONDS = 60.0
 # No access token lives longer, so nobody can present one that was revoked before.
@@ -46,6 +51,15 @@ class RevocationSource(Protocol):
 
     async def revocations(self, since: datetime | None) -> Revocations:
         """Returns what was revoked after `since`, or everything that still matters."""
+        ...
+
+
+@runtime_checkable
+class StreamingSource(RevocationSource, Protocol):
+    """A source that also tells of revocations as they happen."""
+
+    def watch(self, since: datetime | None) -> AsyncGenerator[Revocations, None]:
+        """Yields what `revocations` returns, then whatever is new; something every second."""
         ...
 
 
@@ -88,14 +102,15 @@ class RevocationList:
         self._wake.set()
 
     async def run(self, redis: Redis | None) -> None:
-        """Polls until cancelled; `redis` may be absent or down at any time."""
+        """Follows auth until cancelled; `redis` may be absent or down at any time."""
         listener = asyncio.create_task(listen(redis, self.wake)) if redis else None
         try:
             while True:
                 self._wake.clear()
                 await self.poll()
+                pause = PAUSE_SECONDS if await self._follow() else POLL_SECONDS
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):
+                    async with asyncio.timeout(pause):
                         await self._wake.wait()
         finally:
             while listener and not listener.done():
@@ -110,9 +125,37 @@ class RevocationList:
         except Refusal as refusal:
             self._complain(refusal)
             return
+        self._take(revoked)
+        self._polled = started
+
+    async def _follow(self) -> bool:
+        """Reads auth's stream while it lives; returns whether it ever did."""
+        if not isinstance(self._source, StreamingSource):
+            return False
+        followed, why = False, "ended"
+        try:
+            async with contextlib.aclosing(self._source.watch(self._since)) as messages:
+                while True:
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        revoked = await anext(messages)
+                    self._take(revoked)
+                    if revoked.as_of is not None:
+                        self._polled = time.monotonic()
+                    followed = True
+        except StopAsyncIteration:
+            pass
+        except TimeoutError:
+            why = "silent"
+        except Refusal as refusal:
+            why = refusal.reason
+        if followed:
+            _log.info("revocations are polled until auth streams them again", stream=why)
+        return followed
+
+    def _take(self, revoked: Revocations) -> None:
         self.add(revoked)
-        self._since, self._polled = revoked.as_of, started
-        self._forget(started - LONGEST_TOKEN_SECONDS)
+        self._since = revoked.as_of or self._since
+        self._forget(time.monotonic() - LONGEST_TOKEN_SECONDS)
 
     def _forget(self, before: float) -> None:
         while self._sessions and next(iter(self._sessions.values())) < before:

@@ -85,6 +85,8 @@ class Server:
                 [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
             )
         self.port = 0
+        self.on_drain: list[Callable[[], None]] = []
+        """Ends streams that would otherwise be open until the drain is over."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -125,6 +127,8 @@ class Server:
             await stop.wait()
             _log.info("draining", seconds=self._settings.drain_seconds)
             await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+            for end in self.on_drain:
+                end()
             await self.grpc.stop(self._settings.drain_seconds)
         _log.info("stopped")
 

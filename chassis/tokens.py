@@ -49,11 +49,18 @@ class TokenAuthority(RevocationSource, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Verified:
+class Verified:
+    """A good token; times are in seconds since the epoch."""
+
     caller: Caller
     kid: str
     version: int
     expires: float
+    issued: float
+    amr: tuple[str, ...]
+    """Authentication methods (RFC 8176)."""
+    token_id: str
+    """The "jti" claim, "" if there is none."""
 
 
 class KeyRing:
@@ -99,21 +106,17 @@ class TokenVerifier:
         self._revocations = RevocationList(authority)
         self._issuer = issuer
         self._clock = clock
-        self._cache: OrderedDict[str, _Verified] = OrderedDict()
+        self._cache: OrderedDict[str, Verified] = OrderedDict()
         self.run = self._revocations.run
         self.revoke = self._revocations.add
         self.wake = self._revocations.wake
 
     async def verify(self, token: str) -> Caller:
         """Returns the user of a good token; refuses any other by reason."""
-        return (await self._verified(token)).caller
+        return (await self.inspect(token)).caller
 
-    async def expiry(self, token: str) -> tuple[Caller, float]:
-        """Returns the user and the end of life, in seconds since the epoch."""
-        verified = await self._verified(token)
-        return verified.caller, verified.expires
-
-    async def _verified(self, token: str) -> _Verified:
+    async def inspect(self, token: str) -> Verified:
+        """Returns what a good token says; refuses any other by reason."""
         verified = self._cache.get(token)
         if verified is None or not self._keys.knows(verified.kid):
             verified = await self._read(token)
@@ -132,7 +135,7 @@ class TokenVerifier:
             raise TokenRevoked
         return verified
 
-    async def _read(self, token: str) -> _Verified:
+    async def _read(self, token: str) -> Verified:
         try:
             kid = str(jwt.get_unverified_header(token)["kid"])
             key = await self._keys.get(kid)
@@ -153,7 +156,15 @@ class TokenVerifier:
                 auth_time=_time(claims.get("auth_time")),
                 actor=UUID(claims["act"]["sub"]) if "act" in claims else None,
             )
-            return _Verified(caller, kid, int(claims["ver"]), float(claims["exp"]))
+            return Verified(
+                caller,
+                kid,
+                int(claims["ver"]),
+                expires=float(claims["exp"]),
+                issued=float(claims.get("iat", 0)),
+                amr=tuple(map(str, claims.get("amr", ()))),
+                token_id=str(claims.get("jti", "")),
+            )
         except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CredentialsInvalid from error
 

@@ -11,6 +11,7 @@ from suite.commands.audit import audit
 from suite.commands.demo import demo
 from suite.commands.forget import forget
 from suite.commands.gateway import gateway
+from suite.commands.keys import keys
 from suite.commands.mail import mail
 from suite.commands.migrate import migrate
 from suite.commands.outbox import outbox
@@ -45,6 +46,7 @@ main.add_command(run)
 main.add_command(status)
 main.add_command(outbox)
 main.add_command(audit)
+main.add_command(keys)
 main.add_command(migrate)
 main.add_command(gateway)
 main.add_command(usage)

@@ -28,13 +28,13 @@ from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
 from services.auth.domain.sessions import Means, SessionPolicy
 from services.auth.domain.users import Role, User
-from services.auth.keys import Signer, make_key, open_key
 from services.auth.passwords import Passwords
 from services.auth.service.accounts import AccountService
 from services.auth.service.authority import Authority
 from services.auth.service.room import Guesses, Room
 from services.auth.service.sessions import SessionService, Tokens
-from services.auth.store import signing_keys, users
+from services.auth.service.signing_keys import SigningKeys
+from services.auth.store import users
 from services.usage import store as usage_store
 from services.usage.domain import Category, Event, Grant, Terms
 from services.usage.service import UsageService
@@ -80,7 +80,7 @@ class AuthRoom:
     sessions: SessionService
     authority: Authority
     verifier: TokenVerifier
-    signer: Signer
+    signer: SigningKeys
     announced: list[Revocations] = field(default_factory=list)
 
 
@@ -95,20 +95,16 @@ async def open_auth(
     guesses: Guesses = GUESSES,
 ) -> AsyncIterator[AuthRoom]:
     """The auth room over a database; any number of them may share it."""
-    made = make_key(SEALING_SECRET)
-    async with database.transaction() as conn:
-        await signing_keys.insert_signing_key(
-            conn, kid=made.kid, public_key=made.public_key, sealed=made.sealed, now=clock.now()
-        )
-        kid, sealed = await signing_keys.get_signing_key(conn)
-    signer = open_key(SEALING_SECRET, kid, sealed, ISSUER)
-    authority = Authority(database, clock, policy.access_token)
+    signer = SigningKeys(database, SEALING_SECRET, ISSUER, clock)
+    await signer.load()
+    authority = Authority(database, clock, policy.access_token, signer)
     verifier = TokenVerifier(authority, ISSUER, clock)
     announced: list[Revocations] = []
 
     async def announce(revoked: Revocations) -> None:
         announced.append(revoked)
         verifier.revoke(revoked)
+        authority.feed.publish(revoked)
 
     passwords = Passwords(memory_kib=memory_kib, time_cost=time_cost, queue=1000)
     room = Room(

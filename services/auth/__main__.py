@@ -14,20 +14,18 @@ from chassis.clock import Clock, SystemClock
 from chassis.limits import Limits
 from chassis.outbox import Relay
 from chassis.postgres import open_database
-from chassis.revocations import Revocations
 from chassis.roles import role_of
 from chassis.settings import load
 from chassis.tokens import TokenVerifier
-from chassis.wakeups import announce
 from services.auth.config import Settings
-from services.auth.passwords import Passwords
 from services.auth.peers import Usage
 from services.auth.providers import open_providers
 from services.auth.rpc import CONTRACTS, add_servicers
 from services.auth.service.accounts import USAGE
-from services.auth.service.authority import Authority, open_signer
+from services.auth.service.authority import Authority
 from services.auth.service.mail import SMTP
 from services.auth.service.room import ROOM, Room
+from services.auth.service.signing_keys import SigningKeys
 from services.auth.worker import sweep_forever
 
 MIGRATIONS = migrate.Room(ROOM, Path(__file__).parent / "migrations")
@@ -51,29 +49,19 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         async with database.connection() as conn:
             await migrate.require_current(conn, MIGRATIONS)
-        signer = await open_signer(
-            database, settings.derive("signing-keys"), settings.issuer, clock
-        )
+        signer = SigningKeys(database, settings.derive("signing-keys"), settings.issuer, clock)
+        await signer.load()
         redis = Redis.from_url(settings.redis_url.get_secret_value(), socket_connect_timeout=1)
         stack.push_async_callback(redis.aclose)
         key, deadline = settings.service_key.get_secret_value(), settings.default_deadline
         channel = open_channel(settings.usage_address, key, deadline)
         stack.push_async_callback(channel.close)
-        authority = Authority(database, clock, policy.access_token)
+        authority = Authority(database, clock, policy.access_token, signer)
         verifier = TokenVerifier(authority, settings.issuer, clock)
         consumers = {USAGE: Usage(channel).deliver, SMTP: settings.mailer().deliver}
         relay = Relay(ROOM, database, consumers, clock)
-        passwords = Passwords(
-            memory_kib=settings.argon2_memory_kib,
-            time_cost=settings.argon2_time_cost,
-            queue=settings.argon2_queue,
-        )
-        stack.callback(passwords.close)
-
-        async def announce_revoked(revoked: Revocations) -> None:
-            verifier.revoke(revoked)
-            await announce(redis)
-
+        passwords = stack.enter_context(contextlib.closing(settings.passwords()))
+        providers = await stack.enter_async_context(open_providers(settings.providers(), clock))
         room = Room(
             database=database,
             clock=clock,
@@ -84,16 +72,19 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             guesses=settings.guesses(),
             deletion_grace=settings.deletion_grace(),
             derive=settings.derive,
-            announce=announce_revoked,
+            announce=partial(authority.announce, redis, verifier),
             wake_relay=relay.wake,
             devices=settings.device_policy(),
         )
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
-        providers = await stack.enter_async_context(open_providers(settings.providers(), clock))
+        grpc.on_drain.append(authority.feed.close)
         add_servicers(grpc.grpc, room, verifier, authority, providers)
+        sweeping = partial(sweep_forever, room)
         await stack.enter_async_context(
-            server.background(partial(verifier.run, redis), relay.run, partial(sweep_forever, room))
+            server.background(
+                *authority.jobs(redis), partial(verifier.run, None), relay.run, sweeping
+            )
         )
         yield grpc
 

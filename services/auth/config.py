@@ -14,6 +14,7 @@ from services.auth.domain.devices import DevicePolicy
 from services.auth.domain.oauth import Protocol, Provider, is_loopback, is_secure
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.mailer import Mailer, SmtpServer
+from services.auth.passwords import Passwords
 from services.auth.service.room import Guesses
 
 GOOGLE = "https://accounts.google.com"
@@ -108,6 +109,9 @@ class Settings(ServiceSettings):
     refresh_reuse_seconds: int = Field(60, ge=0, le=86400)
     """How long the token just before the current one still gets it; 0 is strict."""
 
+    signing_key_delay_seconds: int = Field(600, ge=0, le=86400)
+    """How long a new signing key is published before it signs; caches of the keys keep them 600."""
+
     argon2_memory_kib: int = Field(19456, ge=8)
     argon2_time_cost: int = Field(2, ge=1)
     argon2_queue: int = Field(256, ge=1)
@@ -195,6 +199,14 @@ class Settings(ServiceSettings):
         )
         return Mailer(server, self.mail_from, self.public_url, self.derive(one_time.PURPOSE))
 
+    def passwords(self) -> Passwords:
+        """Returns what hashes and verifies passwords; to be closed."""
+        return Passwords(
+            memory_kib=self.argon2_memory_kib,
+            time_cost=self.argon2_time_cost,
+            queue=self.argon2_queue,
+        )
+
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""
         return Guesses(
@@ -211,4 +223,5 @@ class Settings(ServiceSettings):
             absolute=timedelta(days=self.session_days),
             grace=timedelta(seconds=self.refresh_grace_seconds),
             reuse=timedelta(seconds=self.refresh_reuse_seconds),
+            key_delay=timedelta(seconds=self.signing_key_delay_seconds),
         )

@@ -1,6 +1,7 @@
 """The auth room's refusals; finity/auth/v1/auth.proto describes them to callers."""
 
 from chassis.errors import (
+    Aborted,
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
@@ -220,3 +221,15 @@ class MailTooSoon(ResourceExhausted):
     """A mail of this kind was sent a moment ago; come back after the delay given."""
 
     reason = "MAIL_TOO_SOON"
+
+
+class SessionNotFound(NotFound):
+    """The user has no session of this id."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
+class WatchFellBehind(Aborted):
+    """The stream is read too slowly; open it again with the last as_of_time."""
+
+    reason = "WATCH_FELL_BEHIND"

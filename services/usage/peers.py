@@ -1,13 +1,14 @@
 """Other rooms as usage sees them."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from finity.auth.v1 import auth_pb2, auth_pb2_grpc
+from finity.auth.v1 import auth_pb2, auth_pb2_grpc, token_pb2, token_pb2_grpc
 from grpc import aio
 
 from chassis.revocations import Revocations
+from chassis.status import from_rpc_error
 from chassis.times import read_time, to_timestamp
 
 
@@ -16,6 +17,7 @@ class Auth:
 
     def __init__(self, channel: aio.Channel) -> None:
         self._stub = auth_pb2_grpc.AuthServiceStub(channel)
+        self._tokens = token_pb2_grpc.TokenServiceStub(channel)
 
     async def signing_keys(self) -> Sequence[dict[str, str]]:
         """Returns the public keys as JSON Web Keys."""
@@ -28,8 +30,28 @@ class Auth:
         if since is not None:
             request.since_time.CopyFrom(to_timestamp(since))
         answer = await self._stub.ListRevocations(request)
-        return Revocations(
-            [UUID(session_id) for session_id in answer.session_ids],
-            [(UUID(user.user_id), user.min_token_version) for user in answer.users],
-            read_time(answer, "as_of_time"),
-        )
+        return _revocations(answer)
+
+    async def watch(self, since: datetime | None) -> AsyncGenerator[Revocations, None]:
+        """Yields the same, and then whatever is revoked as it happens."""
+        request = token_pb2.WatchRevocationsRequest()
+        if since is not None:
+            request.since_time.CopyFrom(to_timestamp(since))
+        stream = self._tokens.WatchRevocations(request)
+        try:
+            async for message in stream:
+                yield _revocations(message)
+        except aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            stream.cancel()
+
+
+def _revocations(
+    message: auth_pb2.ListRevocationsResponse | token_pb2.WatchRevocationsResponse,
+) -> Revocations:
+    return Revocations(
+        [UUID(session_id) for session_id in message.session_ids],
+        [(UUID(user.user_id), user.min_token_version) for user in message.users],
+        read_time(message, "as_of_time"),
+    )

@@ -9,14 +9,14 @@ from suite.errors import SuiteError
 from suite.rooms import Room
 from suite.supervisor import RUN_RECORD
 
-ADDRESS_SETTING = Room("usage").address_setting
+AUTH, USAGE = Room("auth"), Room("usage")
 KEY_SETTING = "FINITY_SERVICE_KEY"
 GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The usage service and the key to call it with."""
+    """A service and the key to call it with."""
 
     address: str
     """host:port."""
@@ -25,13 +25,12 @@ class Target:
 
 def usage(environment: Mapping[str, str], directory: Path) -> Target:
     """Returns the usage service; SuiteError, saying what to set, if there is none."""
-    address = environment.get(ADDRESS_SETTING) or running(directory, "usage")
-    if not address:
-        raise SuiteError(
-            f"No suite runs from {directory}. Start one with `make run`, or set {ADDRESS_SETTING}"
-            f" (host:port) and {KEY_SETTING}."
-        )
-    return Target(address, service_key(environment, directory))
+    return _service(USAGE, environment, directory)
+
+
+def auth(environment: Mapping[str, str], directory: Path) -> Target:
+    """Returns the auth service; SuiteError, saying what to set, if there is none."""
+    return _service(AUTH, environment, directory)
 
 
 def gateway(directory: Path) -> str:
@@ -60,3 +59,13 @@ def running(directory: Path, name: str) -> str:
     processes = state.read(directory / RUN_RECORD).get("processes", [])
     found = (str(process["address"]) for process in processes if process["name"] == name)
     return next(found, "")
+
+
+def _service(room: Room, environment: Mapping[str, str], directory: Path) -> Target:
+    address = environment.get(room.address_setting) or running(directory, room.name)
+    if not address:
+        raise SuiteError(
+            f"No suite runs from {directory}. Start one with `make run`, or set"
+            f" {room.address_setting} (host:port) and {KEY_SETTING}."
+        )
+    return Target(address, service_key(environment, directory))

@@ -24,9 +24,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from chassis import revocations
 from chassis.errors import Refusal
 from chassis.postgres import Database, open_database
 from services.auth.domain.sessions import write_refresh_token
+from services.auth.service.session_list import SessionListService
 from services.auth.service.sessions import Tokens
 from services.auth.worker import sweep
 from tests.factories import (
@@ -87,11 +89,15 @@ class Model:
             return "REFRESH_TOKEN_REPLAYED"
         return ""
 
+    def over(self, now: datetime) -> str:
+        """Returns why it is over, or ""; nobody need have noticed yet."""
+        if self.swept:
+            return "expired"
+        lapsed = "idle" if now - self.refreshed >= POLICY.idle else ""
+        return self.ended or ("expired" if now >= self.expires else lapsed)
+
     def _lapse(self, now: datetime) -> None:
-        if not self.ended and now >= self.expires:
-            self.ended = "expired"
-        if not self.ended and now - self.refreshed >= POLICY.idle:
-            self.ended = "idle"
+        self.ended = self.over(now)
 
 
 @dataclass
@@ -166,6 +172,51 @@ class Sessions(RuleBasedStateMachine):
             assert told(answer) == session.present(session.counter, self.bench.clock.now())
         session.ended = session.ended or "logout"
 
+    @rule(session=sessions)
+    def die_between_commit_and_answer(self, session: Model) -> None:
+        """The process is killed when the rotation is committed and nobody has its tokens yet."""
+        service = self.bench.auth.sessions
+        token = write_refresh_token(REFRESH_KEY, session.id, session.counter)
+        setattr(service, "tokens", die)  # noqa: B010 - a method of this one object
+        try:
+            self.bench.run(service.refresh(token))
+        except Refusal as refusal:
+            answer = told(refusal)
+        except KilledError:
+            answer = ""
+        finally:
+            del service.tokens
+        assert answer == session.present(session.counter, self.bench.clock.now())
+
+    @rule(keeper=sessions, other=sessions)
+    def refresh_while_others_are_revoked(self, keeper: Model, other: Model) -> None:
+        """No refresh outlives the end of its session, whichever comes first."""
+        auth, now = self.bench.auth, self.bench.clock.now()
+        token = write_refresh_token(REFRESH_KEY, other.id, other.counter)
+        user_id, over = keeper.answers[0].session.user_id, keeper.over(now)
+
+        async def call(index: int) -> Tokens | int:
+            if index == 0:
+                return await auth.sessions.refresh(token)
+            return await SessionListService(auth.room).revoke_others(
+                user_id, keeper.id, actor="user"
+            )
+
+        refreshed, revoked = self.bench.run(at_once(2, call))
+        refused = isinstance(revoked, Refusal)
+        assert not refused or told(revoked) == f"SESSION_ENDED {over}"
+        assert refused == bool(over)
+        late = isinstance(refreshed, Refusal) and (
+            refreshed.metadata.get("end_reason") == "revoked_by_user"
+        )
+        if not late or refused or other.ended:
+            assert told(refreshed) == other.present(other.counter, now)
+        if isinstance(refreshed, Tokens):
+            other.answers.append(refreshed)
+        for session in self.models:
+            if not refused and session is not keeper and not session.swept:
+                session.ended = session.ended or "revoked_by_user"
+
     @rule(jump=st.sampled_from(JUMPS))
     def wait(self, jump: timedelta) -> None:
         self.bench.clock.advance(seconds=jump.total_seconds())
@@ -230,6 +281,14 @@ class Sessions(RuleBasedStateMachine):
         return {row["id"]: (row["counter"], row["ended"]) for row in rows}
 
 
+class KilledError(Exception):
+    """The process was killed."""
+
+
+def die(*_: Any) -> None:
+    raise KilledError
+
+
 def told(answer: Tokens | Refusal) -> str:
     """Returns what a caller learned: "", or the reason with the end it names."""
     if isinstance(answer, Tokens):
@@ -256,8 +315,10 @@ def bench(database_url: str, clock: FakeClock) -> Any:
         runner.run(opened.__aexit__(None, None, None))
 
 
-def test_sessions_obey_the_model(bench: Bench) -> None:
+def test_sessions_obey_the_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """No false logout, no surviving stolen token, no fork, over thousands of steps."""
+    # A busy machine takes longer than a list that nobody polls stays fresh.
+    monkeypatch.setattr(revocations, "STALE_SECONDS", 3600.0)
     run_state_machine_as_test(
         lambda: Sessions(bench),  # type: ignore[arg-type]
         settings=settings(

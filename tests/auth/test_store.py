@@ -13,6 +13,7 @@ from services.auth.domain.sessions import EndReason, Session
 from services.auth.domain.users import Role, User
 from services.auth.errors import EmailAlreadyTaken
 from services.auth.keys import make_key
+from services.auth.store import revocations as store_revocations
 from services.auth.store import sessions as store_sessions
 from services.auth.store import signing_keys as store_signing_keys
 from services.auth.store import users as store_users
@@ -154,8 +155,9 @@ async def test_a_new_role_is_a_new_version(conn: Connection, clock: FakeClock) -
     user = await make_user(conn, clock)
     changed = await store_users.set_role(conn, user.id, Role.PRO, clock.now())
     assert (changed.role, changed.token_version) == (Role.PRO, 2)
-    assert await store_users.revoked_versions(conn, clock.now() - TICK) == [(user.id, 2)]
-    assert await store_users.revoked_versions(conn, clock.now()) == []
+    now = clock.now()
+    assert await store_revocations.revoked_versions(conn, now - TICK) == [(user.id, 2, now)]
+    assert await store_revocations.revoked_versions(conn, now) == []
 
 
 async def test_only_administrators_are_locked(conn: Connection, clock: FakeClock) -> None:
@@ -212,8 +214,8 @@ async def test_a_session_ends_once(conn: Connection, clock: FakeClock) -> None:
     ended = await store_sessions.get_session(conn, session.id)
     assert ended is not None
     assert (ended.ended_at, ended.end_reason) == (now, EndReason.REPLAY)
-    assert await store_sessions.ended_sessions(conn, now - TICK) == [session.id]
-    assert await store_sessions.ended_sessions(conn, now) == []
+    assert await store_revocations.ended_sessions(conn, now - TICK) == [(session.id, now)]
+    assert await store_revocations.ended_sessions(conn, now) == []
 
 
 async def test_only_sessions_past_their_lifetime_are_deleted(
@@ -246,35 +248,54 @@ async def test_old_sessions_go_in_batches(conn: Connection, clock: FakeClock) ->
     assert [await store_sessions.delete_old_sessions(conn, after) for _ in range(3)] == [1000, 1, 0]
 
 
-async def test_one_key_signs(conn: Connection, clock: FakeClock) -> None:
+async def insert_key(conn: Connection, clock: FakeClock, *, wait: timedelta = TICK) -> str | None:
+    """Inserts a key that signs after `wait`; returns its id, None if there is one already."""
+    key, now = make_key(SEALING_SECRET), clock.now()
+    inserted = await store_signing_keys.insert_signing_key(
+        conn,
+        kid=key.kid,
+        public_key=key.public_key,
+        sealed=key.sealed,
+        now=now,
+        activates_at=now + wait,
+    )
+    return key.kid if inserted else None
+
+
+async def published(conn: Connection, now: datetime) -> list[str]:
+    return [key.plan.kid for key in await store_signing_keys.list_signing_keys(conn, now)]
+
+
+async def test_one_key_has_no_successor(conn: Connection, clock: FakeClock) -> None:
     """The first key stays; another one is not stored beside it."""
-    first, second = make_key(SEALING_SECRET), make_key(SEALING_SECRET)
-    for key in (first, second):
-        await store_signing_keys.insert_signing_key(
-            conn, kid=key.kid, public_key=key.public_key, sealed=key.sealed, now=clock.now()
-        )
-    assert await store_signing_keys.get_signing_key(conn) == (first.kid, first.sealed)
-    assert await store_signing_keys.list_public_keys(conn, clock.now()) == [
-        (first.kid, first.public_key)
-    ]
+    first = await insert_key(conn, clock)
+    assert await insert_key(conn, clock) is None
+    assert (await store_signing_keys.newest_plan(conn)).kid == first
+    assert await published(conn, clock.now()) == [first]
 
 
-async def test_a_retired_key_verifies_until_it_expires(conn: Connection, clock: FakeClock) -> None:
+async def test_a_retired_key_is_published_until_it_expires(
+    conn: Connection, clock: FakeClock
+) -> None:
     """Beside the key that signs, older ones are published until their time is over."""
-    old, new = make_key(SEALING_SECRET), make_key(SEALING_SECRET)
-    for key in (old, new):
-        await store_signing_keys.insert_signing_key(
-            conn, kid=key.kid, public_key=key.public_key, sealed=key.sealed, now=clock.now()
+    old = await insert_key(conn, clock)
+    clock.advance(seconds=1)
+    now = clock.now()
+    later = now + timedelta(hours=1)
+    assert await store_signing_keys.retire_signing_key(
+        conn, retired_at=now, expires_at=later, now=now
+    )
+    new = await insert_key(conn, clock)
+    assert await published(conn, later - TICK) == [new, old]
+    assert await published(conn, later) == [new]
+    assert [plan.kid for plan in await store_signing_keys.list_plans(conn)] == [new, old]
+
+
+async def test_a_key_that_waits_is_not_retired(conn: Connection, clock: FakeClock) -> None:
+    """A rotation under way is not overtaken by another one."""
+    await insert_key(conn, clock, wait=timedelta(minutes=10))
+    now = clock.now()
+    for moment, expected in ((now, False), (now + timedelta(minutes=10), True)):
+        assert expected is await store_signing_keys.retire_signing_key(
+            conn, retired_at=moment, expires_at=moment, now=moment
         )
-        clock.advance(seconds=1)
-        if key is old:
-            await conn.execute(
-                "UPDATE signing_keys SET retired_at = $1, expires_at = $2",
-                clock.now(),
-                clock.now() + timedelta(hours=1),
-            )
-    assert (await store_signing_keys.get_signing_key(conn))[0] == new.kid
-    kids = [kid for kid, _ in await store_signing_keys.list_public_keys(conn, clock.now())]
-    assert kids == [new.kid, old.kid]
-    later = clock.now() + timedelta(hours=1)
-    assert [kid for kid, _ in await store_signing_keys.list_public_keys(conn, later)] == [new.kid]

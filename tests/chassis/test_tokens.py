@@ -59,9 +59,10 @@ async def test_a_good_token_names_its_user(verifier: TokenVerifier, issuer: Issu
     """User, session and role of a good token are the caller's, its end is its exp."""
     user_id, session_id = uuid4(), uuid4()
     end = int(issuer.clock.now().timestamp()) + 60
-    caller, expires = await verifier.expiry(issuer.token_of(user_id, session_id, exp=end))
+    said = await verifier.inspect(issuer.token_of(user_id, session_id, exp=end))
+    caller = said.caller
     assert (caller.user_id, caller.session_id, caller.role) == (user_id, session_id, "free")
-    assert expires == end
+    assert said.expires == end
 
 
 async def test_a_token_names_who_acts(verifier: TokenVerifier, issuer: Issuer) -> None:

@@ -20,6 +20,7 @@ from chassis.contract import Method
 from tests.chassis.issuer import unsigned
 from tests.chassis.waiting import until
 from tests.contracts.descriptors import ROOMS, SERVICES, methods
+from tests.contracts.first_answer import first_answer
 from tests.contracts.requests import FACTORIES, request_for
 from tests.contracts.requests.given import Given
 from tests.fakes import FakeClock
@@ -197,9 +198,8 @@ async def outcome(
     channel: aio.Channel, method: Method, request: Any, metadata: Metadata
 ) -> Outcome:
     """Makes the call and returns code and reason."""
-    call: Any = channel.unary_unary(method.path)
     try:
-        await call(request.SerializeToString(), metadata=metadata, timeout=20)
+        await first_answer(channel, method, request.SerializeToString(), metadata, seconds=20)
     except aio.AioRpcError as error:
         return refusal_of(error)
     return OK

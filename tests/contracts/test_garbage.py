@@ -5,7 +5,7 @@ import itertools
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from grpc import StatusCode, aio
 from chassis.clock import SystemClock
 from chassis.contract import Method
 from tests.contracts.descriptors import ROOMS, methods
+from tests.contracts.first_answer import first_answer
 from tests.contracts.garbage import garbage
 from tests.contracts.processes import Processes, open_processes
 from tests.contracts.requests import request_for
@@ -29,6 +30,7 @@ AT_ONCE = 64
 GROWTH = 50 * 1024 * 1024
 SEED = 20260101
 OURS = {"finity", *(f"{room}.finity" for room in ROOMS)}
+Send = Callable[[bytes, Metadata], Awaitable[None]]
 NEVER = {StatusCode.INTERNAL, StatusCode.UNKNOWN}
 
 
@@ -77,16 +79,20 @@ async def shower(processes: Processes, room: str, method: Method, calls: int) ->
     # Payloads come in threes: in step with them a caller would see one kind only.
     work = ((payload, dice.choice(callers)) for payload in payloads)
     judge = Judge()
-    call: Any = processes.channels[room].unary_unary(method.path)
-    await asyncio.gather(*(_worker(call, work, judge) for _ in range(AT_ONCE)))
+    channel = processes.channels[room]
+
+    async def send(payload: bytes, metadata: Metadata) -> None:
+        await first_answer(channel, method, payload, metadata, seconds=30)
+
+    await asyncio.gather(*(_worker(send, work, judge) for _ in range(AT_ONCE)))
     assert judge.answers.total() == calls
     return judge.strange
 
 
-async def _worker(call: Any, work: Iterator[tuple[bytes, Metadata]], judge: "Judge") -> None:
+async def _worker(send: Send, work: Iterator[tuple[bytes, Metadata]], judge: "Judge") -> None:
     for payload, metadata in work:
         try:
-            await call(payload, metadata=metadata, timeout=30)
+            await send(payload, metadata)
             judge.answers[StatusCode.OK] += 1
         except aio.AioRpcError as error:
             judge.read(error, payload)

@@ -5,7 +5,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from tests.contracts.descriptors import ROOMS, SERVICES, comments, elements, files
 
-READS = ("Get", "List", "Validate", "Search", "Check", "Export")
+READS = ("Get", "List", "Validate", "Search", "Check", "Export", "Explain", "Watch")
 # A mutating method without idempotency_key, and what makes it safe to repeat instead.
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
@@ -22,6 +22,9 @@ CLIENT_IDS = {
     "ResetPassword": ("secret", "a secret sets a password once"),
     "RequestSignIn": ("email", "one mail a minute is sent, however often it is asked for"),
     "ConfirmEmailChange": ("secret", "a secret changes the address once"),
+    "NameSession": ("session_id", "naming it the same again changes nothing"),
+    "RevokeSession": ("session_id", "a session ends once"),
+    "RevokeOtherSessions": ("", "sessions end once; what the caller wants over is over"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),

@@ -93,6 +93,8 @@ class SessionPolicy:
     """After a rotation, how long any older token of the session gets the successor."""
     reuse: timedelta
     """How long the token just before the current one gets it; zero leaves only the grace."""
+    key_delay: timedelta = timedelta(minutes=10)
+    """How long a new signing key is published before it signs."""
 
 
 class Verdict(StrEnum):

@@ -15,6 +15,10 @@ from finity.auth.v1 import (
     oauth_pb2_grpc,
     password_pb2,
     password_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    token_pb2,
+    token_pb2_grpc,
 )
 from grpc import aio
 
@@ -27,6 +31,8 @@ from services.auth.rpc.emails import EmailServicer
 from services.auth.rpc.lifecycle import LifecycleServicer
 from services.auth.rpc.oauth import OAuthServicer
 from services.auth.rpc.passwords import PasswordServicer
+from services.auth.rpc.session import SessionServicer
+from services.auth.rpc.token import TokenServicer
 from services.auth.service.accounts import AccountService
 from services.auth.service.admin import AdminService
 from services.auth.service.authority import Authority
@@ -37,6 +43,8 @@ from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.oauth import OAuthService
 from services.auth.service.passwords import PasswordService
 from services.auth.service.room import Room
+from services.auth.service.rotation import KeyService
+from services.auth.service.session_list import SessionListService
 from services.auth.service.sessions import SessionService
 
 CONTRACTS = [
@@ -47,6 +55,8 @@ CONTRACTS = [
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
     account_pb2.DESCRIPTOR.services_by_name["AccountLifecycleService"],
     email_pb2.DESCRIPTOR.services_by_name["EmailService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    token_pb2.DESCRIPTOR.services_by_name["TokenService"],
 ]
 
 
@@ -73,3 +83,7 @@ def add_servicers(
     account_pb2_grpc.add_AccountLifecycleServiceServicer_to_server(lifecycle, server)
     emails = EmailServicer(room, EmailService(room, sessions))
     email_pb2_grpc.add_EmailServiceServicer_to_server(emails, server)
+    listed = SessionServicer(room, SessionListService(room))
+    session_pb2_grpc.add_SessionServiceServicer_to_server(listed, server)
+    tokens = TokenServicer(room, KeyService(room), authority)
+    token_pb2_grpc.add_TokenServiceServicer_to_server(tokens, server)

@@ -59,7 +59,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def RefreshSession(
         self, request: auth_pb2.RefreshSessionRequest, context: Context
     ) -> auth_pb2.RefreshSessionResponse:
-        tokens = await self._sessions.refresh(request.refresh_token)
+        tokens = await self._sessions.refresh(request.refresh_token, current_call().address())
         return auth_pb2.RefreshSessionResponse(tokens=to_tokens(tokens))
 
     async def Logout(
@@ -82,6 +82,11 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             session_id=str(said.session_id),
             role=TO_ROLE[said.role],
             expire_time=to_timestamp(said.expires_at),
+            issue_time=to_timestamp(said.issued_at),
+            auth_time=to_timestamp(said.auth_time),
+            acr=said.acr,
+            amr=said.amr,
+            token_id=said.token_id,
         )
 
     async def GetUser(

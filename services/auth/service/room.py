@@ -12,8 +12,8 @@ from chassis.postgres import Database
 from chassis.revocations import Revocations
 from services.auth.domain.devices import DevicePolicy
 from services.auth.domain.sessions import SessionPolicy
-from services.auth.keys import Signer
 from services.auth.passwords import Passwords
+from services.auth.service.signing_keys import SigningKeys
 
 ROOM = "auth"
 KEYS = "auth_idempotency_keys"
@@ -41,7 +41,7 @@ class Room:
     database: Database
     clock: Clock
     passwords: Passwords
-    signer: Signer
+    signer: SigningKeys
     policy: SessionPolicy
     limits: Limits
     guesses: Guesses

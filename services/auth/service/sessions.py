@@ -64,6 +64,11 @@ class Introspection:
     session_id: UUID
     role: Role
     expires_at: datetime
+    issued_at: datetime
+    auth_time: datetime
+    acr: str
+    amr: tuple[str, ...]
+    token_id: str
 
 
 class SessionService:
@@ -170,8 +175,12 @@ class SessionService:
             raise SessionEnded(metadata={"end_reason": why or ""})
         return self.tokens(user, session, str(uuid4()), now), user
 
-    async def refresh(self, refresh_token: str) -> Tokens:
-        """Rotates a refresh token, or says why not; see domain.judge_reuse for the rule."""
+    async def refresh(self, refresh_token: str, address: str | None = None) -> Tokens:
+        """
+        Rotates a refresh token, or says why not; see domain.judge_reuse for the rule.
+
+        `address` is where it came from, kept if it turns out to be a replay.
+        """
         presented = read_refresh_token(self._refresh_key, refresh_token)
         if presented is None:
             raise RefreshTokenInvalid
@@ -191,7 +200,7 @@ class SessionService:
                 now=now,
             )
             if session is None:
-                session, refusal = await self._reuse(conn, session_id, counter, now)
+                session, refusal = await self._reuse(conn, session_id, counter, address, now)
             user = await users.get_user(conn, session.user_id) if session else None
         # The end of a replayed session must commit: it is refused only now.
         if refusal is not None:
@@ -215,18 +224,35 @@ class SessionService:
     async def validate_token(self, token: str) -> Introspection | None:
         """Returns what a good access token says, None for any other (RFC 7662 section 2.2)."""
         try:
-            caller, expires = await self._verifier.expiry(token)
+            said = await self._verifier.inspect(token)
         except Refusal as refusal:
             if refusal.reason == "PEER_UNAVAILABLE":
                 raise
             return None
+        caller = said.caller
         if caller.user_id is None or caller.session_id is None:
             return None
-        expires_at = datetime.fromtimestamp(expires, self._room.clock.now().tzinfo)
-        return Introspection(caller.user_id, caller.session_id, Role(caller.role), expires_at)
+        zone = self._room.clock.now().tzinfo
+        issued = datetime.fromtimestamp(said.issued, zone)
+        return Introspection(
+            caller.user_id,
+            caller.session_id,
+            Role(caller.role),
+            datetime.fromtimestamp(said.expires, zone),
+            issued,
+            caller.auth_time or issued,
+            caller.acr,
+            said.amr,
+            said.token_id,
+        )
 
     async def _reuse(
-        self, conn: Connection, session_id: UUID, counter: int, now: datetime
+        self,
+        conn: Connection,
+        session_id: UUID,
+        counter: int,
+        address: str | None,
+        now: datetime,
     ) -> tuple[Session | None, Refusal | None]:
         session = await sessions.lock_session(conn, session_id)
         if session is None:
@@ -241,8 +267,8 @@ class SessionService:
                 await sessions.end_session(conn, session_id, reason=why, by="system", now=now)
                 return session, SessionEnded(metadata={"end_reason": why})
             case Verdict.REPLAYED:
-                await sessions.end_session(
-                    conn, session_id, reason=EndReason.REPLAY, by="system", now=now
+                await sessions.end_replayed(
+                    conn, session_id, seen=counter, address=address, now=now
                 )
                 return session, RefreshTokenReplayed()
 

@@ -21,7 +21,7 @@ async def insert_admin_log(
     log_id: UUID,
     actor: str,
     action: str,
-    target: UUID,
+    target: UUID | None,
     details: Mapping[str, str],
     now: datetime,
 ) -> None:

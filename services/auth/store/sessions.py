@@ -7,7 +7,7 @@ from uuid import UUID
 from asyncpg import Record
 
 from chassis.postgres import Connection
-from services.auth.domain.sessions import Acr, Session
+from services.auth.domain.sessions import Acr, EndReason, Session
 from services.auth.domain.users import User
 from services.auth.store.users import USER, to_user
 
@@ -143,6 +143,21 @@ async def end_session(
     )
 
 
+async def end_replayed(
+    conn: Connection, session_id: UUID, *, seen: int, address: str | None, now: datetime
+) -> None:
+    """Ends a locked session because the refresh token of the number `seen` came back."""
+    await conn.execute(
+        "UPDATE sessions SET ended_at = $2, end_reason = $3, ended_by = 'system',"
+        " replayed_counter = $4, replay_address = $5 WHERE id = $1 AND ended_at IS NULL",
+        session_id,
+        now,
+        EndReason.REPLAY,
+        seen,
+        address,
+    )
+
+
 async def end_sessions(
     conn: Connection,
     user_id: UUID,
@@ -178,11 +193,6 @@ async def end_impersonations(
         by,
         now,
     )
-    return [row["id"] for row in rows]
-
-
-async def ended_sessions(conn: Connection, since: datetime) -> Sequence[UUID]:
-    rows = await conn.fetch("SELECT id FROM sessions WHERE ended_at > $1", since)
     return [row["id"] for row in rows]
 
 

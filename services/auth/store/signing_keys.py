@@ -1,38 +1,88 @@
 """Keys that sign access tokens; the private halves are sealed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
+from asyncpg import Record
+
 from chassis.postgres import Connection
+from services.auth.domain.signing_keys import KeyPlan
+
+_PLAN = "kid, coalesce(activates_at, created_at) AS activates_at, retired_at, expires_at"
+_NEWEST_FIRST = "ORDER BY 2 DESC, retired_at DESC NULLS FIRST"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key as it rests."""
+
+    plan: KeyPlan
+    public_key: bytes
+    sealed: bytes
 
 
 async def insert_signing_key(
-    conn: Connection, *, kid: str, public_key: bytes, sealed: bytes, now: datetime
-) -> None:
-    """Inserts the signing key unless another process was first."""
-    await conn.execute(
-        "INSERT INTO signing_keys (kid, public_key, sealed_private_key, created_at)"
-        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        kid,
-        public_key,
-        sealed,
-        now,
+    conn: Connection,
+    *,
+    kid: str,
+    public_key: bytes,
+    sealed: bytes,
+    now: datetime,
+    activates_at: datetime | None = None,
+) -> bool:
+    """Inserts a key without successor; False if there is one, another process was first."""
+    return bool(
+        await conn.fetchval(
+            "INSERT INTO signing_keys"
+            " (kid, public_key, sealed_private_key, created_at, activates_at)"
+            " VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING RETURNING true",
+            kid,
+            public_key,
+            sealed,
+            now,
+            activates_at or now,
+        )
     )
 
 
-async def get_signing_key(conn: Connection) -> tuple[str, bytes]:
-    """Returns the id and the sealed private half of the key that signs now."""
-    row = await conn.fetchrow(
-        "SELECT kid, sealed_private_key FROM signing_keys WHERE retired_at IS NULL"
+async def retire_signing_key(
+    conn: Connection, *, retired_at: datetime, expires_at: datetime, now: datetime
+) -> bool:
+    """Plans the end of the newest key; False, and nothing is written, unless it signs already."""
+    return bool(
+        await conn.fetchval(
+            "UPDATE signing_keys SET retired_at = $1, expires_at = $2"
+            " WHERE retired_at IS NULL AND coalesce(activates_at, created_at) <= $3"
+            " RETURNING true",
+            retired_at,
+            expires_at,
+            now,
+        )
     )
-    return row["kid"], row["sealed_private_key"]
 
 
-async def list_public_keys(conn: Connection, now: datetime) -> Sequence[tuple[str, bytes]]:
-    """Returns every key that may still verify a token."""
+async def newest_plan(conn: Connection) -> KeyPlan:
+    """Returns the key that has no successor."""
+    row = await conn.fetchrow(f"SELECT {_PLAN} FROM signing_keys WHERE retired_at IS NULL")
+    return _plan(row)
+
+
+async def list_signing_keys(conn: Connection, now: datetime) -> Sequence[StoredKey]:
+    """Returns every key that is published, the newest first."""
     rows = await conn.fetch(
-        "SELECT kid, public_key FROM signing_keys"
-        " WHERE expires_at IS NULL OR expires_at > $1 ORDER BY created_at DESC",
+        f"SELECT {_PLAN}, public_key, sealed_private_key FROM signing_keys"
+        f" WHERE expires_at IS NULL OR expires_at > $1 {_NEWEST_FIRST}",
         now,
     )
-    return [(row["kid"], row["public_key"]) for row in rows]
+    return [StoredKey(_plan(row), row["public_key"], row["sealed_private_key"]) for row in rows]
+
+
+async def list_plans(conn: Connection) -> Sequence[KeyPlan]:
+    """Returns every key there ever was, the newest first."""
+    rows = await conn.fetch(f"SELECT {_PLAN} FROM signing_keys {_NEWEST_FIRST}")
+    return [_plan(row) for row in rows]
+
+
+def _plan(row: Record) -> KeyPlan:
+    return KeyPlan(row["kid"], row["activates_at"], row["retired_at"], row["expires_at"])

@@ -1,6 +1,5 @@
 """Accounts."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -211,14 +210,6 @@ async def revoke_tokens(conn: Connection, user_id: UUID, now: datetime) -> int:
         now,
     )
     return int(version)
-
-
-async def revoked_versions(conn: Connection, since: datetime) -> Sequence[tuple[UUID, int]]:
-    """Returns users whose older tokens ended after `since`, with the least version still good."""
-    rows = await conn.fetch(
-        "SELECT id, token_version FROM users WHERE tokens_revoked_at > $1", since
-    )
-    return [(row["id"], row["token_version"]) for row in rows]
 
 
 def to_user(row: Record) -> User:

@@ -140,6 +140,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
     ERROR_REASON_MAIL_TOO_SOON: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
+    ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 50
+    """NOT_FOUND: the user has no session of this id, or not any more."""
+    ERROR_REASON_WATCH_FELL_BEHIND: _ErrorReason.ValueType  # 51
+    """ABORTED: the stream's reader is too slow; open it again with the last as_of_time."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -230,6 +234,10 @@ ERROR_REASON_MAIL_SECRET_INVALID: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
 ERROR_REASON_MAIL_TOO_SOON: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
+ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 50
+"""NOT_FOUND: the user has no session of this id, or not any more."""
+ERROR_REASON_WATCH_FELL_BEHIND: ErrorReason.ValueType  # 51
+"""ABORTED: the stream's reader is too slow; open it again with the last as_of_time."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -583,6 +591,11 @@ class ValidateTokenResponse(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ISSUE_TIME_FIELD_NUMBER: _builtins.int
+    AUTH_TIME_FIELD_NUMBER: _builtins.int
+    ACR_FIELD_NUMBER: _builtins.int
+    AMR_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
     active: _builtins.bool
     """Whether a service would accept the token now."""
     user_id: _builtins.str
@@ -591,9 +604,25 @@ class ValidateTokenResponse(_message.Message):
     """The session; empty when not active."""
     role: Global___Role.ValueType
     """The role the token was issued with; unspecified when not active."""
+    acr: _builtins.str
+    """How strongly, "aal1" or "aal2"; empty when not active."""
+    token_id: _builtins.str
+    """Id of the token, its "jti" claim; empty when not active."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the token ends; absent when not active."""
+
+    @_builtins.property
+    def issue_time(self) -> _timestamp_pb2.Timestamp:
+        """When the token was issued; absent when not active."""
+
+    @_builtins.property
+    def auth_time(self) -> _timestamp_pb2.Timestamp:
+        """When the user last proved who it is (RFC 9470); absent when not active."""
+
+    @_builtins.property
+    def amr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By what methods (RFC 8176), e.g. "pwd", "otp"; empty when not active."""
 
     def __init__(
         self,
@@ -603,10 +632,15 @@ class ValidateTokenResponse(_message.Message):
         session_id: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        issue_time: _timestamp_pb2.Timestamp | None = ...,
+        auth_time: _timestamp_pb2.Timestamp | None = ...,
+        acr: _builtins.str = ...,
+        amr: _abc.Iterable[_builtins.str] | None = ...,
+        token_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "expire_time", b"expire_time", "role", b"role", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "active", b"active", "amr", b"amr", "auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time", "role", b"role", "session_id", b"session_id", "token_id", b"token_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

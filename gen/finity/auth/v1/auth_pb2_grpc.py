@@ -166,8 +166,8 @@ class AuthServiceServicer:
 
     def ListRevocations(self, request, context):
         """Lists the sessions and users whose access tokens must be refused although
-        their lifetime is not over. Token verifiers load it at start, at every
-        wake-up and every few seconds. It has no JSON route.
+        their lifetime is not over. Token verifiers load it at start, and every few
+        seconds while they cannot follow WatchRevocations. It has no JSON route.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

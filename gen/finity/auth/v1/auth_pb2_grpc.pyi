@@ -53,8 +53,8 @@ class AuthServiceStub:
     """
     ListRevocations: _aio.UnaryUnaryMultiCallable[_auth_pb2.ListRevocationsRequest, _auth_pb2.ListRevocationsResponse]
     """Lists the sessions and users whose access tokens must be refused although
-    their lifetime is not over. Token verifiers load it at start, at every
-    wake-up and every few seconds. It has no JSON route.
+    their lifetime is not over. Token verifiers load it at start, and every few
+    seconds while they cannot follow WatchRevocations. It has no JSON route.
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -156,8 +156,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_pb2.ListRevocationsRequest, _abc.Awaitable[_auth_pb2.ListRevocationsResponse]],
     ) -> _abc.Awaitable[_auth_pb2.ListRevocationsResponse]:
         """Lists the sessions and users whose access tokens must be refused although
-        their lifetime is not over. Token verifiers load it at start, at every
-        wake-up and every few seconds. It has no JSON route.
+        their lifetime is not over. Token verifiers load it at start, and every few
+        seconds while they cannot follow WatchRevocations. It has no JSON route.
         """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _aio.Server) -> None: ...

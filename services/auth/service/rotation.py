@@ -1,0 +1,71 @@
+"""Rotation of the keys that sign access tokens: published first, signing later."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from chassis import idempotency
+from chassis.idempotency import Key
+from chassis.ids import uuid7
+from chassis.revocations import Revocations
+from services.auth.domain.signing_keys import last_needed
+from services.auth.service.room import KEYS, Room
+from services.auth.store import admin_logs, signing_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rotation came to."""
+
+    kid: str
+    activates_at: datetime
+    created: bool
+    """False if another one was under way, whose key this is."""
+
+
+class KeyService:
+    """Rotation of the signing keys."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    async def rotate(self, *, reason: str, actor: str, key: Key | None) -> Rotation:
+        """Makes the next key unless one waits to sign already, and logs it."""
+        room = self._room
+        now = room.clock.now()
+        activates = now + room.policy.key_delay
+        made = room.signer.make()
+        async with room.database.transaction() as conn:
+
+            async def effect() -> Rotation:
+                created = await signing_keys.retire_signing_key(
+                    conn,
+                    retired_at=activates,
+                    expires_at=last_needed(activates, room.policy.access_token),
+                    now=now,
+                )
+                if created:
+                    await signing_keys.insert_signing_key(
+                        conn,
+                        kid=made.plan.kid,
+                        public_key=made.public_key,
+                        sealed=made.sealed,
+                        now=now,
+                        activates_at=activates,
+                    )
+                    await admin_logs.insert_admin_log(
+                        conn,
+                        log_id=uuid7(now),
+                        actor=actor,
+                        action="rotate_signing_keys",
+                        target=None,
+                        details={"kid": made.plan.kid, "reason": reason},
+                        now=now,
+                    )
+                newest = await signing_keys.newest_plan(conn)
+                return Rotation(newest.kid, newest.activates_at, created)
+
+            rotation = await idempotency.once(conn, KEYS, key, Rotation, effect, now=now)
+        await room.signer.load()
+        # Carries no revocation: it wakes the other replicas.
+        await room.announce(Revocations([], []))
+        return rotation
