@@ -82,6 +82,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             derive=settings.derive,
             announce=announce_revoked,
             wake_relay=relay.wake,
+            relying_party=settings.relying_party(),
         )
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)

@@ -1,11 +1,15 @@
 """What the auth room is told by its environment; read only by __main__."""
 
+import json
 from datetime import timedelta
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from chassis.limits import Limit
 from chassis.settings import ROOM_PORTS, ServiceSettings
+from services.auth.domain.passkeys import LOCAL, RelyingParty
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.service.room import Guesses
 
@@ -41,6 +45,27 @@ class Settings(ServiceSettings):
     """The same for one account, from wherever."""
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account."""
+
+    webauthn_rp_id: str = Field(LOCAL.id, min_length=1)
+    """The domain passkeys are bound to; those made for one work with no other."""
+    webauthn_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """JSON: pages that may ask for passkeys; none is https://<rp id>, for localhost port 3000."""
+
+    @field_validator("webauthn_origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "[]")
+        except ValueError as error:
+            raise ValueError('must be JSON such as ["https://finity.ai"]') from error
+
+    def relying_party(self) -> RelyingParty:
+        """Returns whom passkeys are made for."""
+        local = self.webauthn_rp_id == LOCAL.id
+        own = LOCAL.origins if local else (f"https://{self.webauthn_rp_id}",)
+        return RelyingParty(self.webauthn_rp_id, self.webauthn_origins or own)
 
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""

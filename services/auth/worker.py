@@ -8,8 +8,9 @@ from chassis import idempotency
 from chassis.clock import Clock
 from chassis.errors import Refusal
 from chassis.postgres import Database
+from services.auth.domain.mfa import CHALLENGE_LIFE
 from services.auth.service.room import KEYS
-from services.auth.store import sessions
+from services.auth.store import mfa, sessions
 
 SWEEP_SECONDS = 600.0
 # Between two batches, so that a large backlog does not crowd out calls.
@@ -33,4 +34,5 @@ async def sweep(database: Database, clock: Clock) -> int:
     now = clock.now()
     async with database.transaction() as conn:
         deleted = await sessions.delete_old_sessions(conn, now)
+        deleted += await mfa.delete_old_challenges(conn, now - CHALLENGE_LIFE)
         return deleted + await idempotency.forget(conn, KEYS, now)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from chassis.postgres import Connection, Database
+from tests.auth.factors import Factors, open_factors
 from tests.factories import AuthRoom, connect_owner, open_auth
 from tests.fakes import FakeClock
 
@@ -21,3 +22,9 @@ async def auth(auth_database: Database, clock: FakeClock) -> AsyncIterator[AuthR
     """The auth room without a server in front."""
     async with open_auth(auth_database, clock) as room:
         yield room
+
+
+@pytest.fixture
+def factors(auth: AuthRoom, clock: FakeClock) -> Factors:
+    """Second factors over the auth room."""
+    return open_factors(auth, clock)

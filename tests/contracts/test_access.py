@@ -51,6 +51,7 @@ class Attempt:
     metadata: Metadata
     subject: str
     expected: Outcome
+    person: Person | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ async def test_every_method_admits_whom_its_contract_names(
         for attempt in attempts:
             case = f"{method.name} by {attempt.caller}"
             expected[case] = attempt.expected
-            request = await request_for(method, replace(given, subject=attempt.subject))
+            about = replace(given, subject=attempt.subject, caller=attempt.person)
+            request = await request_for(method, about)
             found[case] = await outcome(channel, method, request, attempt.metadata)
     assert found == expected
 
@@ -125,6 +127,7 @@ async def admitted(
             await fresh(house, person) if person else house.service,
             subject,
             _public_or(method, expected),
+            person,
         )
         for caller, person, subject, expected in attempts
     ]

@@ -10,6 +10,13 @@ READS = ("Get", "List", "Validate", "Search", "Check", "Export")
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
     "Logout": ("", "the session of the token that makes the call is over after one call or two"),
+    "EnrolTotp": ("", "an enrolment replaces the one that waits"),
+    "DisableTotp": ("", "an app that is removed is not there any more after one call or two"),
+    "StartPasskeyRegistration": ("", "each call makes a challenge of its own"),
+    "StartPasskeyAssertion": ("", "each call makes a challenge of its own"),
+    "SignInWithPasskey": ("credential_json", "its challenge works once"),
+    "CompleteSignIn": ("challenge", "a challenge opens one session"),
+    "StepUp": ("", "a proof once more is only fresher; a code or challenge works once"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),

@@ -33,6 +33,7 @@ def to_user(user: User) -> auth_pb2.User:
         create_time=to_timestamp(user.created_at),
         last_login_time=to_timestamp(user.last_login) if user.last_login else None,
         email_verified=user.email_verified_at is not None,
+        mfa_enabled=user.mfa_enabled_at is not None,
     )
 
 

@@ -9,6 +9,7 @@ from chassis.clock import Clock
 from chassis.limits import Limit, Limits
 from chassis.postgres import Database
 from chassis.revocations import Revocations
+from services.auth.domain.passkeys import LOCAL, RelyingParty
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.keys import Signer
 from services.auth.passwords import Passwords
@@ -49,6 +50,8 @@ class Room:
     """Tells every process what was revoked; to be called after the commit."""
     wake_relay: Callable[[], None]
     """Says that an event waits in the outbox; to be called after the commit."""
+    relying_party: RelyingParty = LOCAL
+    """Whom passkeys are made for."""
 
     def pseudonym(self, text: str) -> str:
         """Returns a stand-in for an address or account in places that must not name anybody."""

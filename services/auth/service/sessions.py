@@ -12,7 +12,9 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
+from services.auth.domain.mfa import CHALLENGE_LIFE, HeldSignIn, write_challenge
 from services.auth.domain.sessions import (
+    Acr,
     EndReason,
     Means,
     Session,
@@ -27,13 +29,14 @@ from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import (
     HashingBusy,
     LoginFailed,
+    MfaRequired,
     RefreshTokenInvalid,
     RefreshTokenReplayed,
     SessionEnded,
 )
 from services.auth.service.attempts import Attempts
 from services.auth.service.room import KEYS, Room
-from services.auth.store import sessions, users
+from services.auth.store import mfa, sessions, users
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class SessionService:
         self._verifier = verifier
         self._attempts = Attempts(room)
         self._refresh_key = room.derive("refresh-tokens")
+        self._challenge_key = room.derive("mfa-challenges")
 
     async def sign_in(
         self, conn: Connection, user_id: UUID, means: Means, now: datetime
@@ -72,11 +76,14 @@ class SessionService:
         Opens a session; every way to log in ends here, in the transaction that proved it.
 
         LoginFailed if the account is banned, erased or gone: a proof of who
-        somebody is does not yet let them in.
+        somebody is does not yet let them in. MfaRequired, which rolls back what
+        the caller did, if the account has a second factor and one is all there is.
         """
         user = await users.record_login(conn, user_id, now)
         if user is None:
             raise LoginFailed
+        if user.mfa_enabled_at is not None and means.acr is not Acr.AAL2:
+            raise await self._held_back(conn, user, means, now)
         session = Session(
             uuid7(now),
             user.id,
@@ -118,6 +125,18 @@ class SessionService:
             # Where there is no time for a new hash, the next login makes it.
             with contextlib.suppress(HashingBusy):
                 new_hash = await self._room.passwords.hash(password)
+        try:
+            return await self._open(user.id, hashed, new_hash, means, key)
+        except MfaRequired:
+            if new_hash is not None:
+                # What held the session back took the new hash back with it.
+                async with self._room.database.transaction() as conn:
+                    await users.confirm_password(conn, user.id, verified=hashed, new_hash=new_hash)
+            raise
+
+    async def _open(
+        self, user_id: UUID, hashed: str, new_hash: str | None, means: Means, key: Key | None
+    ) -> tuple[Tokens, User]:
         now = self._room.clock.now()
         opened: tuple[Tokens, User] | None = None
         async with self._room.database.transaction() as conn:
@@ -126,14 +145,24 @@ class SessionService:
                 nonlocal opened
                 # Another password may have been set since this one was verified.
                 if not await users.confirm_password(
-                    conn, user.id, verified=hashed, new_hash=new_hash
+                    conn, user_id, verified=hashed, new_hash=new_hash
                 ):
                     raise LoginFailed
-                opened = await self.sign_in(conn, user.id, means, now)
+                opened = await self.sign_in(conn, user_id, means, now)
                 return opened[0].session.id
 
             session_id = await idempotency.once(conn, KEYS, key, UUID, effect, now=now)
             return opened or await self.opened_before(conn, session_id, now)
+
+    async def _held_back(
+        self, conn: Connection, user: User, means: Means, now: datetime
+    ) -> MfaRequired:
+        held = HeldSignIn(
+            uuid7(now), user.id, user.token_version, means.amr, means.device, now + CHALLENGE_LIFE
+        )
+        challenge = write_challenge(self._challenge_key, held)
+        methods = ",".join(await mfa.list_methods(conn, user.id))
+        return MfaRequired(metadata={"challenge": challenge, "methods": methods})
 
     async def opened_before(
         self, conn: Connection, session_id: UUID, now: datetime

@@ -79,6 +79,30 @@ async def rotate_session(
     return _session(row) if row else None
 
 
+async def step_up_session(
+    conn: Connection,
+    session_id: UUID,
+    *,
+    user_id: UUID,
+    amr: Sequence[str],
+    acr: Acr,
+    now: datetime,
+) -> Session | None:
+    """Stamps a new proof on a living session, adding to its methods; None if it is over."""
+    row = await conn.fetchrow(
+        "UPDATE sessions SET authenticated_at = $5, acr = $4,"
+        " amr = amr || ARRAY(SELECT new FROM unnest($3::text[]) AS new WHERE new <> ALL (amr))"
+        " WHERE id = $1 AND user_id = $2 AND ended_at IS NULL AND expires_at > $5"
+        f" RETURNING {_SESSION}",
+        session_id,
+        user_id,
+        amr,
+        acr,
+        now,
+    )
+    return _session(row) if row else None
+
+
 async def end_session(
     conn: Connection, session_id: UUID, *, reason: str, by: str, now: datetime
 ) -> bool:

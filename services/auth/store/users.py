@@ -120,6 +120,14 @@ async def set_role(conn: Connection, user_id: UUID, role: Role, now: datetime) -
     return _user(row)
 
 
+async def set_mfa_enabled(conn: Connection, user_id: UUID, since: datetime | None) -> User:
+    """Says since when the account has a second factor; None for one that has none."""
+    row = await conn.fetchrow(
+        f"UPDATE users SET mfa_enabled_at = $2 WHERE id = $1 RETURNING {_USER}", user_id, since
+    )
+    return _user(row)
+
+
 async def revoke_tokens(conn: Connection, user_id: UUID, now: datetime) -> int:
     """Ends every access token issued so far; returns the least version still good."""
     version = await conn.fetchval(

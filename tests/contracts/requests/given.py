@@ -19,6 +19,8 @@ class Given:
     """A user who is logged in and has an account."""
     subject: str = ""
     """Whom a request with a subject names."""
+    caller: Person | None = None
+    """The user who is going to make the call, if it is one."""
 
     def event(self) -> usage_pb2.UsageEvent:
         return usage_pb2.UsageEvent(
