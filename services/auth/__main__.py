@@ -75,6 +75,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             announce=partial(authority.announce, redis, verifier),
             wake_relay=relay.wake,
             devices=settings.device_policy(),
+            relying_party=settings.relying_party(),
         )
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)

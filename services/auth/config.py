@@ -12,6 +12,7 @@ from chassis.settings import ROOM_PORTS, ServiceSettings
 from services.auth.domain import one_time
 from services.auth.domain.devices import DevicePolicy
 from services.auth.domain.oauth import Protocol, Provider, is_loopback, is_secure
+from services.auth.domain.passkeys import LOCAL, RelyingParty
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.mailer import Mailer, SmtpServer
 from services.auth.passwords import Passwords
@@ -206,6 +207,27 @@ class Settings(ServiceSettings):
             time_cost=self.argon2_time_cost,
             queue=self.argon2_queue,
         )
+
+    webauthn_rp_id: str = Field(LOCAL.id, min_length=1)
+    """The domain passkeys are bound to; those made for one work with no other."""
+    webauthn_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """JSON: pages that may ask for passkeys; none is https://<rp id>, for localhost port 3000."""
+
+    @field_validator("webauthn_origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "[]")
+        except ValueError as error:
+            raise ValueError('must be JSON such as ["https://finity.ai"]') from error
+
+    def relying_party(self) -> RelyingParty:
+        """Returns whom passkeys are made for."""
+        local = self.webauthn_rp_id == LOCAL.id
+        own = LOCAL.origins if local else (f"https://{self.webauthn_rp_id}",)
+        return RelyingParty(self.webauthn_rp_id, self.webauthn_origins or own)
 
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""

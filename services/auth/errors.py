@@ -233,3 +233,63 @@ class WatchFellBehind(Aborted):
     """The stream is read too slowly; open it again with the last as_of_time."""
 
     reason = "WATCH_FELL_BEHIND"
+
+
+class MfaRequired(Unauthenticated):
+    """This account has a second factor; complete the sign-in with the challenge given."""
+
+    reason = "MFA_REQUIRED"
+
+
+class MfaChallengeInvalid(Unauthenticated):
+    """This challenge is over, was used or had too many tries; sign in again."""
+
+    reason = "MFA_CHALLENGE_INVALID"
+
+
+class MfaCodeInvalid(Unauthenticated):
+    """This code is wrong, too old or was used already."""
+
+    reason = "MFA_CODE_INVALID"
+
+
+class TotpAlreadyEnrolled(AlreadyExists):
+    """The account has an authenticator app already; disable it first."""
+
+    reason = "TOTP_ALREADY_ENROLLED"
+
+
+class MfaNotEnrolled(FailedPrecondition):
+    """The account has no second factor, or none that waits to be confirmed."""
+
+    reason = "MFA_NOT_ENROLLED"
+
+
+class PasskeyInvalid(Unauthenticated):
+    """This answer of a passkey proves nothing; start again."""
+
+    reason = "PASSKEY_INVALID"
+
+
+class PasskeyCloned(Unauthenticated):
+    """The counter of this passkey went back, so there may be a copy of it; use another factor."""
+
+    reason = "PASSKEY_CLONED"
+
+
+class PasskeyNotFound(NotFound):
+    """The account has no passkey of this id."""
+
+    reason = "PASSKEY_NOT_FOUND"
+
+
+class PasskeyRejected(InvalidArgument):
+    """This passkey cannot be registered; start again."""
+
+    reason = "PASSKEY_REJECTED"
+
+
+class PasskeyLimit(FailedPrecondition):
+    """The account has as many passkeys as it may; delete one first."""
+
+    reason = "PASSKEY_LIMIT"

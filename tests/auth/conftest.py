@@ -7,6 +7,7 @@ import pytest
 from chassis.postgres import Connection, Database
 from services.auth.domain.users import User
 from services.auth.service.emails import EmailService
+from tests.auth.factors import Factors, open_factors
 from tests.factories import AuthRoom, an_address, connect_owner, open_auth
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
@@ -37,3 +38,9 @@ async def ada(auth: AuthRoom, owner: Connection) -> User:
     user = await auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
     await owner.execute("UPDATE users SET email_verified_at = created_at WHERE id = $1", user.id)
     return user
+
+
+@pytest.fixture
+def factors(auth: AuthRoom, clock: FakeClock) -> Factors:
+    """Second factors over the auth room."""
+    return open_factors(auth, clock)

@@ -36,6 +36,8 @@ INSERT = {
     "oauth_flows": "INSERT INTO oauth_flows (id, provider, purpose, user_id, flow, state,"
     " redirect_uri, created_at, expires_at) SELECT id, 'p', 'link', $2, id::text, 's', 'r',"
     " $3::timestamptz - interval '1 s', $3 FROM unnest($1::uuid[]) AS id",
+    "mfa_challenges": "INSERT INTO mfa_challenges (id, purpose, user_id, expires_at)"
+    " SELECT id, 'sign_in', $2, $3 FROM unnest($1::uuid[]) AS id",
     "chrome_auth_links": "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name,"
     " user_id, created_at, expires_at, approved_at)"
     " SELECT id, id::text, id::text, 'c', $2, $3, $3, $3 FROM unnest($1::uuid[]) AS id",

@@ -98,12 +98,10 @@ async def test_every_method_admits_whom_its_contract_names(
             metadata = attempt.metadata
             if attempt.person:
                 metadata = await fresh(house, attempt.person)
-            asked = replace(given, subject=attempt.subject, metadata=metadata)
-            request = await request_for(method, asked)
-            request = await request_for(method, replace(given, subject=attempt.subject))
-            metadata = attempt.metadata
-            if attempt.person:
-                metadata = await fresh(house, attempt.person)
+            about = replace(
+                given, subject=attempt.subject, metadata=metadata, caller=attempt.person
+            )
+            request = await request_for(method, about)
             found[case] = await outcome(channel, method, request, metadata)
     assert found == expected
 

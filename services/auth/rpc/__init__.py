@@ -11,6 +11,8 @@ from finity.auth.v1 import (
     device_pb2_grpc,
     email_pb2,
     email_pb2_grpc,
+    mfa_pb2,
+    mfa_pb2_grpc,
     oauth_pb2,
     oauth_pb2_grpc,
     password_pb2,
@@ -29,6 +31,7 @@ from services.auth.rpc.auth import AuthServicer
 from services.auth.rpc.devices import DeviceServicer
 from services.auth.rpc.emails import EmailServicer
 from services.auth.rpc.lifecycle import LifecycleServicer
+from services.auth.rpc.mfa import MfaServicer
 from services.auth.rpc.oauth import OAuthServicer
 from services.auth.rpc.passwords import PasswordServicer
 from services.auth.rpc.session import SessionServicer
@@ -40,8 +43,11 @@ from services.auth.service.devices import DeviceService
 from services.auth.service.emails import EmailService
 from services.auth.service.imports import ImportService
 from services.auth.service.lifecycle import LifecycleService
+from services.auth.service.mfa import MfaService
 from services.auth.service.oauth import OAuthService
+from services.auth.service.passkeys import PasskeyService
 from services.auth.service.passwords import PasswordService
+from services.auth.service.proofs import ProofService
 from services.auth.service.room import Room
 from services.auth.service.rotation import KeyService
 from services.auth.service.session_list import SessionListService
@@ -57,6 +63,7 @@ CONTRACTS = [
     email_pb2.DESCRIPTOR.services_by_name["EmailService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     token_pb2.DESCRIPTOR.services_by_name["TokenService"],
+    mfa_pb2.DESCRIPTOR.services_by_name["MfaService"],
 ]
 
 
@@ -87,3 +94,8 @@ def add_servicers(
     session_pb2_grpc.add_SessionServiceServicer_to_server(listed, server)
     tokens = TokenServicer(room, KeyService(room), authority)
     token_pb2_grpc.add_TokenServiceServicer_to_server(tokens, server)
+    factors = MfaService(room)
+    passkeys = PasskeyService(room, factors)
+    proofs = ProofService(room, sessions, factors, passkeys)
+    mfa = MfaServicer(room, factors, passkeys, proofs)
+    mfa_pb2_grpc.add_MfaServiceServicer_to_server(mfa, server)

@@ -37,6 +37,7 @@ def to_user(user: User) -> auth_pb2.User:
         email_verified=user.email_verified_at is not None,
         delete_time=_timestamp(user.deletion_requested_at),
         purge_time=_timestamp(user.erasure_due_at),
+        mfa_enabled=user.mfa_enabled_at is not None,
     )
 
 

@@ -11,6 +11,7 @@ from chassis.limits import Limit, Limits
 from chassis.postgres import Database
 from chassis.revocations import Revocations
 from services.auth.domain.devices import DevicePolicy
+from services.auth.domain.passkeys import LOCAL, RelyingParty
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.passwords import Passwords
 from services.auth.service.signing_keys import SigningKeys
@@ -54,6 +55,8 @@ class Room:
     wake_relay: Callable[[], None]
     """Says that an event waits in the outbox; to be called after the commit."""
     devices: DevicePolicy = field(default_factory=DevicePolicy)
+    relying_party: RelyingParty = LOCAL
+    """Whom passkeys are made for."""
 
     def pseudonym(self, text: str) -> str:
         """Returns a stand-in for an address or account in places that must not name anybody."""

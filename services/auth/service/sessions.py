@@ -12,6 +12,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
+from services.auth.domain.mfa import CHALLENGE_LIFE, HeldSignIn, write_challenge
 from services.auth.domain.sessions import (
     EndReason,
     Means,
@@ -27,13 +28,14 @@ from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import (
     HashingBusy,
     LoginFailed,
+    MfaRequired,
     RefreshTokenInvalid,
     RefreshTokenReplayed,
     SessionEnded,
 )
 from services.auth.service.attempts import Attempts
 from services.auth.service.room import KEYS, Room
-from services.auth.store import sessions, users
+from services.auth.store import mfa, sessions, users
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class SessionService:
         self._verifier = verifier
         self._attempts = Attempts(room)
         self._refresh_key = room.derive("refresh-tokens")
+        self._challenge_key = room.derive("mfa-challenges")
 
     async def sign_in(
         self,
@@ -94,7 +97,8 @@ class SessionService:
 
         LoginFailed if the account is banned, erased or gone: a proof of who
         somebody is does not yet let them in. The same if `password` was changed
-        since it was verified.
+        since it was verified. MfaRequired, which rolls back what the caller did, if
+        the account has a second factor and one is all there is.
         """
         ends = now + self._room.policy.absolute
         session = Session(
@@ -120,22 +124,35 @@ class SessionService:
             new_hash=password.new_hash if password else None,
         )
         if user is None:
-            raise LoginFailed
+            raise await self._refusal(conn, user_id, means, now, password)
         return self.tokens(user, session, token_id, now), user
 
     async def login(
         self, *, email: str, password: str, means: Means, key: Key | None
     ) -> tuple[Tokens, User]:
         """Opens a session; whatever is wrong, LoginFailed costs the same and says the same."""
-        database = self._room.database
         user_id, verified = await self._verify(normalise_email(email), password, means)
+        try:
+            return await self._open(user_id, verified, means, key)
+        except MfaRequired:
+            if verified.new_hash is not None:
+                # What held the session back kept the new hash back with it.
+                async with self._room.database.connection() as conn:
+                    await users.confirm_password(
+                        conn, user_id, verified=verified.hashed, new_hash=verified.new_hash
+                    )
+            raise
+
+    async def _open(
+        self, user_id: UUID, verified: Verified, means: Means, key: Key | None
+    ) -> tuple[Tokens, User]:
         now = self._room.clock.now()
         if key is None:
             # One statement, which needs no transaction around it.
-            async with database.connection() as conn:
+            async with self._room.database.connection() as conn:
                 return await self.sign_in(conn, user_id, means, now, password=verified)
         opened: tuple[Tokens, User] | None = None
-        async with database.transaction() as conn:
+        async with self._room.database.transaction() as conn:
 
             async def effect() -> UUID:
                 nonlocal opened
@@ -162,6 +179,32 @@ class SessionService:
             with contextlib.suppress(HashingBusy):
                 new_hash = await self._room.passwords.hash(password)
         return user.id, Verified(hashed, new_hash)
+
+    async def _refusal(
+        self,
+        conn: Connection,
+        user_id: UUID,
+        means: Means,
+        now: datetime,
+        password: Verified | None,
+    ) -> Refusal:
+        """Returns why no session was opened, as the account is now."""
+        user, hashed = await users.find_password(conn, user_id) or (None, None)
+        if user is None or user.banned(now) or user.erased_at is not None:
+            return LoginFailed()
+        if password is not None and hashed != password.hashed:
+            return LoginFailed()
+        return await self._held_back(conn, user, means, now)
+
+    async def _held_back(
+        self, conn: Connection, user: User, means: Means, now: datetime
+    ) -> MfaRequired:
+        held = HeldSignIn(
+            uuid7(now), user.id, user.token_version, means.amr, means.device, now + CHALLENGE_LIFE
+        )
+        challenge = write_challenge(self._challenge_key, held)
+        methods = ",".join(await mfa.list_methods(conn, user.id))
+        return MfaRequired(metadata={"challenge": challenge, "methods": methods})
 
     async def opened_before(
         self, conn: Connection, session_id: UUID, now: datetime

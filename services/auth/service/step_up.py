@@ -7,6 +7,8 @@ from services.auth.domain.sessions import STEP_UP_AGE, Acr, step_up_needed
 from services.auth.domain.users import User
 from services.auth.errors import ImpersonationDenied, StepUpRequired
 
+STEP_UP_SECONDS = str(int(STEP_UP_AGE.total_seconds()))
+
 
 def require_fresh(caller: Caller, user: User, now: datetime) -> None:
     """
@@ -19,8 +21,7 @@ def require_fresh(caller: Caller, user: User, now: datetime) -> None:
     auth_time = caller.auth_time
     if auth_time is None or step_up_needed(auth_time, caller.acr, mfa=mfa, now=now):
         acr = Acr.AAL2 if mfa else Acr.AAL1
-        age = int(STEP_UP_AGE.total_seconds())
-        raise StepUpRequired(metadata={"acr_values": acr, "max_age": str(age)})
+        raise StepUpRequired(metadata={"acr_values": acr, "max_age": STEP_UP_SECONDS})
 
 
 def refuse_impersonation(caller: Caller) -> None:

@@ -20,6 +20,10 @@ PERSONAL: Mapping[str, str] = {
     "chrome_auth_links": "created_at, client_name, expires_at, approved_at, claimed_at",
     "oauth_identities": "created_at, provider, subject, email, last_used_at",
     "oauth_flows": "created_at, provider, purpose, expires_at, claimed_at",
+    "mfa_totp": "created_at, confirmed_at, last_used_at",
+    "mfa_recovery_codes": "created_at, used_at",
+    "passkeys": "created_at, name, synced, last_used_at",
+    "mfa_challenges": "expires_at, purpose, used_at",
 }
 # Tables whose rows are of no use so long after `expires_at`, whatever became of them. What anybody
 # may have written goes at once.
@@ -30,6 +34,7 @@ EXPIRING: Mapping[str, timedelta] = {
     "reset_requests": _KEPT,
     "chrome_auth_links": _KEPT,
     "oauth_flows": timedelta(0),
+    "mfa_challenges": timedelta(0),
 }
 _ACCOUNT = (
     "id, email, password_hash IS NOT NULL AS has_password, role, created_at, last_login,"

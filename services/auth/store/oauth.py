@@ -145,11 +145,12 @@ async def delete_identity(conn: Connection, user_id: UUID, identity_id: UUID) ->
 
 
 async def can_sign_in(conn: Connection, user_id: UUID) -> bool:
-    """Tells whether a user has any way to sign in: a password or an identity."""
+    """Tells whether a user has a way to sign in beside mails: password, identity or passkey."""
     return bool(
         await conn.fetchval(
             "SELECT password_hash IS NOT NULL"
             " OR EXISTS (SELECT FROM oauth_identities i WHERE i.user_id = u.id)"
+            " OR EXISTS (SELECT FROM passkeys p WHERE p.user_id = u.id)"
             " FROM users u WHERE id = $1",
             user_id,
         )

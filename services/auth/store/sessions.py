@@ -31,14 +31,16 @@ async def open_session(
     """
     Inserts a session and stamps the account's login, both or neither, in one statement.
 
-    None if the account is banned, erased or gone, or if its password hash is not the
-    `verified` one any more. `new_hash` replaces a hash of outdated parameters.
+    None if the account is banned, erased or gone, if its password hash is not the
+    `verified` one any more, or if it has a second factor and the session is of one
+    alone. `new_hash` replaces a hash of outdated parameters.
     """
     row = await conn.fetchrow(
         "WITH person AS (UPDATE users SET last_login = $5,"
         "  password_hash = coalesce($12, password_hash)"
         " WHERE id = $2 AND erased_at IS NULL AND (banned_at IS NULL OR banned_until <= $5)"
         "  AND ($11::text IS NULL OR password_hash = $11)"
+        "  AND (mfa_enabled_at IS NULL OR $8 = 'aal2')"
         f" RETURNING {USER}),"
         " opened AS (INSERT INTO sessions (id, user_id, access_token, refresh_token, created_at,"
         "  expires_at, refreshed_at, last_seen_at, amr, acr, device, address, authenticated_at)"
@@ -122,6 +124,30 @@ async def rotate_session(
         refresh_digest,
         access_token_id,
         idle_since,
+        now,
+    )
+    return _session(row) if row else None
+
+
+async def step_up_session(
+    conn: Connection,
+    session_id: UUID,
+    *,
+    user_id: UUID,
+    amr: Sequence[str],
+    acr: Acr,
+    now: datetime,
+) -> Session | None:
+    """Stamps a new proof on a living session, adding to its methods; None if it is over."""
+    row = await conn.fetchrow(
+        "UPDATE sessions SET authenticated_at = $5, acr = $4,"
+        " amr = amr || ARRAY(SELECT new FROM unnest($3::text[]) AS new WHERE new <> ALL (amr))"
+        " WHERE id = $1 AND user_id = $2 AND ended_at IS NULL AND expires_at > $5"
+        f" RETURNING {_SESSION}",
+        session_id,
+        user_id,
+        amr,
+        acr,
         now,
     )
     return _session(row) if row else None

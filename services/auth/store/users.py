@@ -201,6 +201,14 @@ _IN_STATE = {
 }
 
 
+async def set_mfa_enabled(conn: Connection, user_id: UUID, since: datetime | None) -> User:
+    """Says since when the account has a second factor; None for one that has none."""
+    row = await conn.fetchrow(
+        f"UPDATE users SET mfa_enabled_at = $2 WHERE id = $1 RETURNING {USER}", user_id, since
+    )
+    return to_user(row)
+
+
 async def revoke_tokens(conn: Connection, user_id: UUID, now: datetime) -> int:
     """Ends every access token issued so far; returns the least version still good."""
     version = await conn.fetchval(

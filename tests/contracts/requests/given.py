@@ -21,6 +21,8 @@ class Given:
     """Whom a request with a subject names."""
     metadata: Metadata = ()
     """The credentials it will be sent with, for what only its preparer can finish."""
+    caller: Person | None = None
+    """The user who is going to make the call, if it is one."""
 
     def event(self) -> usage_pb2.UsageEvent:
         return usage_pb2.UsageEvent(

@@ -144,6 +144,32 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: the user has no session of this id, or not any more."""
     ERROR_REASON_WATCH_FELL_BEHIND: _ErrorReason.ValueType  # 51
     """ABORTED: the stream's reader is too slow; open it again with the last as_of_time."""
+    ERROR_REASON_MFA_REQUIRED: _ErrorReason.ValueType  # 80
+    """UNAUTHENTICATED: the account has a second factor; metadata["challenge"] is for CompleteSignIn,
+    metadata["methods"] lists what it takes out of totp, recovery_code and passkey.
+    """
+    ERROR_REASON_MFA_CHALLENGE_INVALID: _ErrorReason.ValueType  # 81
+    """UNAUTHENTICATED: the challenge is over, was used, had five tries or is not ours; sign in again."""
+    ERROR_REASON_MFA_CODE_INVALID: _ErrorReason.ValueType  # 82
+    """UNAUTHENTICATED: the code is wrong, too old or used already."""
+    ERROR_REASON_TOTP_ALREADY_ENROLLED: _ErrorReason.ValueType  # 83
+    """ALREADY_EXISTS: the account has an authenticator app; disable it first."""
+    ERROR_REASON_MFA_NOT_ENROLLED: _ErrorReason.ValueType  # 84
+    """FAILED_PRECONDITION: the account has no factor, or none that waits to be confirmed."""
+    ERROR_REASON_PASSKEY_INVALID: _ErrorReason.ValueType  # 85
+    """UNAUTHENTICATED: the passkey's answer proves nothing: its challenge is over or used, the
+    passkey is not known here, or the signature is wrong.
+    """
+    ERROR_REASON_PASSKEY_CLONED: _ErrorReason.ValueType  # 86
+    """UNAUTHENTICATED: the passkey's counter went back, as it does when there is a copy of it."""
+    ERROR_REASON_PASSKEY_NOT_FOUND: _ErrorReason.ValueType  # 87
+    """NOT_FOUND: the caller has no passkey of this id."""
+    ERROR_REASON_PASSKEY_REJECTED: _ErrorReason.ValueType  # 88
+    """INVALID_ARGUMENT: the new passkey cannot be registered: its challenge is over or used, it is
+    registered already, or it did not verify its user.
+    """
+    ERROR_REASON_PASSKEY_LIMIT: _ErrorReason.ValueType  # 89
+    """FAILED_PRECONDITION: an account has 20 passkeys at most."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "auth.finity", without its prefix."""
@@ -238,6 +264,32 @@ ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND: the user has no session of this id, or not any more."""
 ERROR_REASON_WATCH_FELL_BEHIND: ErrorReason.ValueType  # 51
 """ABORTED: the stream's reader is too slow; open it again with the last as_of_time."""
+ERROR_REASON_MFA_REQUIRED: ErrorReason.ValueType  # 80
+"""UNAUTHENTICATED: the account has a second factor; metadata["challenge"] is for CompleteSignIn,
+metadata["methods"] lists what it takes out of totp, recovery_code and passkey.
+"""
+ERROR_REASON_MFA_CHALLENGE_INVALID: ErrorReason.ValueType  # 81
+"""UNAUTHENTICATED: the challenge is over, was used, had five tries or is not ours; sign in again."""
+ERROR_REASON_MFA_CODE_INVALID: ErrorReason.ValueType  # 82
+"""UNAUTHENTICATED: the code is wrong, too old or used already."""
+ERROR_REASON_TOTP_ALREADY_ENROLLED: ErrorReason.ValueType  # 83
+"""ALREADY_EXISTS: the account has an authenticator app; disable it first."""
+ERROR_REASON_MFA_NOT_ENROLLED: ErrorReason.ValueType  # 84
+"""FAILED_PRECONDITION: the account has no factor, or none that waits to be confirmed."""
+ERROR_REASON_PASSKEY_INVALID: ErrorReason.ValueType  # 85
+"""UNAUTHENTICATED: the passkey's answer proves nothing: its challenge is over or used, the
+passkey is not known here, or the signature is wrong.
+"""
+ERROR_REASON_PASSKEY_CLONED: ErrorReason.ValueType  # 86
+"""UNAUTHENTICATED: the passkey's counter went back, as it does when there is a copy of it."""
+ERROR_REASON_PASSKEY_NOT_FOUND: ErrorReason.ValueType  # 87
+"""NOT_FOUND: the caller has no passkey of this id."""
+ERROR_REASON_PASSKEY_REJECTED: ErrorReason.ValueType  # 88
+"""INVALID_ARGUMENT: the new passkey cannot be registered: its challenge is over or used, it is
+registered already, or it did not verify its user.
+"""
+ERROR_REASON_PASSKEY_LIMIT: ErrorReason.ValueType  # 89
+"""FAILED_PRECONDITION: an account has 20 passkeys at most."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -254,6 +306,7 @@ class User(_message.Message):
     EMAIL_VERIFIED_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
+    MFA_ENABLED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUIDv7."""
     email: _builtins.str
@@ -262,6 +315,8 @@ class User(_message.Message):
     """What the user may do."""
     email_verified: _builtins.bool
     """Whether the owner of the address has confirmed it."""
+    mfa_enabled: _builtins.bool
+    """Whether signing in needs a second factor."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the account was made."""
@@ -291,10 +346,11 @@ class User(_message.Message):
         email_verified: _builtins.bool = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
+        mfa_enabled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "last_login_time", b"last_login_time", "purge_time", b"purge_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "email", b"email", "email_verified", b"email_verified", "last_login_time", b"last_login_time", "purge_time", b"purge_time", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "email", b"email", "email_verified", b"email_verified", "last_login_time", b"last_login_time", "mfa_enabled", b"mfa_enabled", "purge_time", b"purge_time", "role", b"role", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
