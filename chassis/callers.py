@@ -108,10 +108,14 @@ def admit(method: Method, caller: Caller) -> bool:
     """
     Checks the method's access rule; AccessDenied if the caller's kind is not in it.
 
+    The same for an administrator who acts as a user, where only users themselves may.
+
     Returns whether the caller may name any user (admitted as ADMIN or SERVICE)
     rather than itself alone (admitted as USER).
     """
     allow = method.allow
+    if method.in_person and caller.actor is not None:
+        raise AccessDenied
     if caller.kind is Kind.SERVICE and options_pb2.SERVICE in allow:
         return True
     if caller.kind is Kind.USER:

@@ -40,6 +40,8 @@ class Method:
     request: type[Message]
     allow: frozenset[int]
     """finity.options.v1.Caller values admitted."""
+    in_person: bool
+    """Whether an administrator who acts as a user is refused."""
     subject: str
     """Name of the request field that names whose data it is about; "" if none does."""
     streams: bool = False
@@ -95,7 +97,8 @@ def _collect(message: Descriptor, seen: dict[str, Descriptor]) -> None:
 
 def _method(service: ServiceDescriptor, descriptor: MethodDescriptor) -> Method:
     path = f"/{service.full_name}/{descriptor.name}"
-    allow = frozenset(descriptor.GetOptions().Extensions[options_pb2.access].allow)
+    access = descriptor.GetOptions().Extensions[options_pb2.access]
+    allow = frozenset(access.allow)
     if not allow or options_pb2.CALLER_UNSPECIFIED in allow:
         raise ContractError(
             f"{path} has no access rule: add (finity.options.v1.access) to its proto."
@@ -109,6 +112,7 @@ def _method(service: ServiceDescriptor, descriptor: MethodDescriptor) -> Method:
         name=descriptor.name,
         request=GetMessageClass(descriptor.input_type),
         allow=allow,
+        in_person=access.in_person,
         subject=_subject(path, descriptor.input_type, allow),
         streams=descriptor.server_streaming,
     )

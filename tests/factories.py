@@ -18,6 +18,7 @@ from finity.usage.v1 import usage_pb2
 from grpc import aio
 
 from chassis import server
+from chassis.callers import Caller, Kind
 from chassis.clock import Clock
 from chassis.errors import Refusal
 from chassis.idempotency import Key
@@ -52,6 +53,8 @@ POLICY = SessionPolicy(
 )
 
 
+# An internal service that acts.
+SERVICE = Caller(Kind.SERVICE, name="test")
 # How a test logs in that does not care how.
 MEANS = Means(("pwd",))
 
@@ -68,6 +71,7 @@ GUESSES = Guesses(
     address=Limit("address", free=50, first=1.0, longest=900.0),
 )
 GRACE = timedelta(days=14)
+REGISTRATIONS = Limit("register", free=1_000_000, first=1.0, longest=900.0)
 REFRESH_KEY = derive("refresh-tokens")
 
 
@@ -93,6 +97,7 @@ async def open_auth(
     time_cost: int = 1,
     memory_kib: int = 8,
     guesses: Guesses = GUESSES,
+    registrations: Limit = REGISTRATIONS,
 ) -> AsyncIterator[AuthRoom]:
     """The auth room over a database; any number of them may share it."""
     signer = SigningKeys(database, SEALING_SECRET, ISSUER, clock)
@@ -115,6 +120,7 @@ async def open_auth(
         policy=policy,
         limits=Limits(),
         guesses=guesses,
+        registrations=registrations,
         deletion_grace=GRACE,
         derive=derive,
         announce=announce,

@@ -58,6 +58,8 @@ class House:
     database_url: str
     auth_address: str = ""
     """host:port of auth, for a gateway in front of it."""
+    usage_address: str = ""
+    """The same of usage."""
 
     async def person(self, *, credits: int = 0, role: int = auth_pb2.ROLE_FREE) -> Person:
         """Registers and logs in somebody new, with an account of exactly `credits`."""
@@ -104,6 +106,7 @@ async def open_house(
         "signup_credits": 0,
         # Everybody is at one address here.
         "guesses_per_address": 1_000_000,
+        "registrations_per_address": 1_000_000,
         "device_codes_per_address": 1_000_000,
         # Nobody takes mail there; a test that wants it brings a server.
         "smtp_port": 9,
@@ -134,6 +137,7 @@ async def open_house(
             bearer(SERVICE_KEY),
             database_url,
             f"127.0.0.1:{auth_port}",
+            f"127.0.0.1:{usage_port}",
         )
 
 

@@ -70,6 +70,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             policy=policy,
             limits=Limits(redis),
             guesses=settings.guesses(),
+            registrations=settings.registrations(),
             deletion_grace=settings.deletion_grace(),
             derive=settings.derive,
             announce=partial(authority.announce, redis, verifier),

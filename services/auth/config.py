@@ -124,6 +124,8 @@ class Settings(ServiceSettings):
     """The same for one account, from wherever."""
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account."""
+    registrations_per_address: int = Field(100, ge=1)
+    """Registrations from one address before each further one costs a wait; forgotten in an hour."""
 
     device_codes_per_address: int = Field(20, ge=1)
     """Logins of devices at one address that may wait at once."""
@@ -228,6 +230,10 @@ class Settings(ServiceSettings):
         local = self.webauthn_rp_id == LOCAL.id
         own = LOCAL.origins if local else (f"https://{self.webauthn_rp_id}",)
         return RelyingParty(self.webauthn_rp_id, self.webauthn_origins or own)
+
+    def registrations(self) -> Limit:
+        """Returns how fast one address may make accounts."""
+        return Limit("register", free=self.registrations_per_address, first=1.0, longest=900.0)
 
     def guesses(self) -> Guesses:
         """Returns how fast passwords and codes may be guessed."""

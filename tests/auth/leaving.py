@@ -11,6 +11,7 @@ from services.auth.domain.sessions import Acr
 from services.auth.domain.users import Role, User
 from services.auth.service.lifecycle import LifecycleService
 from tests.factories import (
+    SERVICE,
     AuthRoom,
     an_address,
 )
@@ -22,7 +23,7 @@ async def register(auth: AuthRoom, email: str = "", role: Role = Role.FREE) -> U
     if role is Role.FREE:
         return user
     return await auth.accounts.set_role(
-        user_id=user.id, role=role, reason="test", actor="service:test", key=None
+        user_id=user.id, role=role, reason="test", actor=SERVICE, key=None
     )
 
 
@@ -53,14 +54,7 @@ async def events(owner: Connection, topic: str) -> list[dict[str, Any]]:
 
 
 async def leave_traces(owner: Connection, user: User, now: datetime) -> None:
-    """Writes what other use cases would write about somebody."""
-    await owner.execute(
-        "INSERT INTO email_verifications (id, user_id, token, created_at, expires_at)"
-        " VALUES ($1, $2, 'v', $3, $3)",
-        uuid7(now),
-        user.id,
-        now,
-    )
+    """Writes what other use cases would write about somebody; registering wrote its own rows."""
     await owner.execute(
         "INSERT INTO reset_requests (id, user_id, token, requested_at, expires_at)"
         " VALUES ($1, $2, 'r', $3, $3)",
@@ -70,7 +64,9 @@ async def leave_traces(owner: Connection, user: User, now: datetime) -> None:
     )
     await owner.execute(
         "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name, user_id,"
-        " created_at, expires_at, approved_at) VALUES ($1, 'd', 'u', 'Ada''s', $2, $3, $3, $3)",
+        " created_at, expires_at, approved_at, session_id, amr, acr, authenticated_at)"
+        " VALUES ($1, 'd', 'u', 'Ada''s', $2, $3::timestamptz - interval '1 s', $3, $3, $1,"
+        " '{pwd}', 'aal1', $3)",
         uuid7(now),
         user.id,
         now,

@@ -12,6 +12,7 @@ from chassis.errors import Code, Refusal
 from chassis.idempotency import Key
 from chassis.postgres import Connection
 from services.auth.domain.admin import UserFilter, UserState
+from services.auth.domain.sessions import Session
 from services.auth.domain.users import Role, User
 from services.auth.errors import LastAdmin
 from services.auth.service.admin import AdminService
@@ -141,8 +142,8 @@ async def test_bans_are_refused_by_reason(
     assert past == (Code.INVALID_ARGUMENT, "BAN_EXPIRY_PASSED")
     assert await reason_of(ban(admin, uuid4(), ada)) == "USER_NOT_FOUND"
     await owner.execute(
-        "UPDATE users SET deletion_requested_at = $2, erased_at = $2, password_hash = NULL"
-        " WHERE id = $1",
+        "UPDATE users SET deletion_requested_at = $2, erasure_due_at = $2, erased_at = $2,"
+        " password_hash = NULL WHERE id = $1",
         *(user.id, clock.now()),
     )
     erased = await reason_and_code(ban(admin, user.id, ada))
@@ -181,7 +182,7 @@ async def test_a_banned_administrator_is_none_that_is_left(
         assert ada.user_id
         return await reason_of(
             auth.accounts.set_role(
-                user_id=ada.user_id, role=Role.FREE, reason="t", actor="service:t", key=None
+                user_id=ada.user_id, role=Role.FREE, reason="t", actor=BILLING, key=None
             )
         )
 
@@ -321,16 +322,17 @@ async def test_logins_that_look_first_would_outlive_a_ban(
 ) -> None:
     """Negative control: logins that read the account instead of locking it get through."""
 
-    async def look_first(conn: Connection, user_id: UUID, now: datetime) -> User | None:
-        user = await store_users.get_user(conn, user_id)
+    async def look_first(
+        conn: Connection, session: Session, *, verified: str, new_hash: str | None, **rest: Any
+    ) -> User | None:
+        user = await store_users.get_user(conn, session.user_id)
         await asyncio.sleep(0.05)
-        return user if user and not user.banned(now) else None
+        if user is None or user.banned(session.created_at):
+            return None
+        await store_sessions.insert_session(conn, session, **rest)
+        return user
 
-    async def confirmed(*_: object, **__: object) -> bool:
-        return True
-
-    monkeypatch.setattr(store_users, "record_login", look_first)
-    monkeypatch.setattr(store_users, "confirm_password", confirmed)
+    monkeypatch.setattr(store_sessions, "open_session", look_first)
     assert sum([await ban_among_logins(auth, admin, owner) for _ in range(3)]) > 0
 
 

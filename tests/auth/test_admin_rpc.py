@@ -270,11 +270,12 @@ async def test_the_log_is_listed_by_every_filter(
 async def test_every_state_is_found(conn: Connection, clock: FakeClock) -> None:
     """The statement's states are those that state_of says; each user is in exactly one."""
     now = clock.now()
+    deleting = "deletion_requested_at = $2, erasure_due_at = $2"
     changes = {
         UserState.ACTIVE: "banned_at = $2, banned_until = $3, ban_reason = 'over'",
-        UserState.BANNED: "deletion_requested_at = $2, banned_at = $2, ban_reason = 'b'",
-        UserState.DELETING: "deletion_requested_at = $2",
-        UserState.ERASED: "deletion_requested_at = $2, erased_at = $2, password_hash = NULL,"
+        UserState.BANNED: f"{deleting}, banned_at = $2, ban_reason = 'b'",
+        UserState.DELETING: deleting,
+        UserState.ERASED: f"{deleting}, erased_at = $2, password_hash = NULL,"
         " banned_at = $2, ban_reason = 'b'",
     }
     made = {}

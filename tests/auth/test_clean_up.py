@@ -16,7 +16,7 @@ from services.auth.service.mail import Mail
 from services.auth.store import lifecycle as store
 from services.auth.worker import sweep
 from tests.auth.leaving import leave, register
-from tests.factories import AuthRoom, at_once
+from tests.factories import AuthRoom, at_once, make_user
 from tests.fakes import FakeClock
 
 TICK = timedelta(microseconds=1)
@@ -39,8 +39,9 @@ INSERT = {
     "mfa_challenges": "INSERT INTO mfa_challenges (id, purpose, user_id, expires_at)"
     " SELECT id, 'sign_in', $2, $3 FROM unnest($1::uuid[]) AS id",
     "chrome_auth_links": "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name,"
-    " user_id, created_at, expires_at, approved_at)"
-    " SELECT id, id::text, id::text, 'c', $2, $3, $3, $3 FROM unnest($1::uuid[]) AS id",
+    " user_id, created_at, expires_at, approved_at, session_id, amr, acr, authenticated_at)"
+    " SELECT id, id::text, id::text, 'c', $2, $3::timestamptz - interval '1 s', $3, $3, id,"
+    " '{pwd}', 'aal1', $3 FROM unnest($1::uuid[]) AS id",
 }
 
 
@@ -83,10 +84,11 @@ async def test_every_table_that_expires_is_swept(conn: Connection) -> None:
 
 
 async def test_sweepers_share_a_backlog(
-    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
+    auth_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
     """Several take different rows, wait for nobody, and leave none behind."""
-    user = await register(auth)
+    # Not registered: that would write rows of its own.
+    user = await make_user(owner, clock)
     for table in store.EXPIRING:
         await fill(owner, table, user.id, clock.now(), ROWS)
     clock.advance(days=4)
@@ -123,8 +125,8 @@ async def test_mails_go_72_hours_after_they_were_written(
     clock.advance(microseconds=1)
     assert await sweep(auth_database, clock) == 2
     rows = await owner.fetch("SELECT coalesce(payload->>'template', topic) FROM auth_outbox")
-    assert {row[0] for row in rows} == {"waiting", "user_registered"}
-    assert await owner.fetchval("SELECT count(*) FROM auth_deliveries") == 2
+    assert {row[0] for row in rows} == {"waiting", "email_verification", "user_registered"}
+    assert await owner.fetchval("SELECT count(*) FROM auth_deliveries") == 3
 
 
 async def test_the_outbox_is_still_insert_only(
@@ -142,7 +144,8 @@ async def test_the_outbox_is_still_insert_only(
     async with auth_database.transaction() as conn:
         await store.forget_mail_to(conn, str(user.id))
         assert await store.forget_old_mail(conn, clock.now() + KEPT, 10) == 0
-        assert await conn.fetchval("SELECT count(*) FROM auth_outbox") == 1
+        # That somebody registered, and the mail to verify the address, which waits.
+        assert await conn.fetchval("SELECT count(*) FROM auth_outbox") == 2
 
 
 class Explainer:

@@ -253,8 +253,8 @@ async def test_who_may_not_log_in_lets_no_device_in(
     await approve(devices, bob, by_bob)
     await ban(owner, ada.user, clock)
     await owner.execute(
-        "UPDATE users SET erased_at = $2, deletion_requested_at = $2, password_hash = NULL"
-        " WHERE id = $1",
+        "UPDATE users SET erased_at = $2, deletion_requested_at = $2, erasure_due_at = $2,"
+        " password_hash = NULL WHERE id = $1",
         bob.user.id,
         clock.now(),
     )

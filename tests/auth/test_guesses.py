@@ -1,9 +1,7 @@
 """Guessing passwords: how often, and whether the answer or its time tells anything."""
 
-import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from itertools import pairwise
+from collections.abc import AsyncIterator, Iterator, Mapping
+from itertools import combinations, repeat
 from typing import Any
 
 import pytest
@@ -13,8 +11,9 @@ from chassis.postgres import Connection, Database
 from services.auth.domain.sessions import Means
 from services.auth.errors import LoginFailed
 from services.auth.passwords import Passwords
-from services.auth.service.attempts import Attempts
+from services.auth.service.attempts import Attempts, network
 from services.auth.service.room import Guesses
+from tests.auth.timing import APART, times, told_apart
 from tests.factories import MEANS, AuthRoom, an_address, at_once, log_in, open_auth, reason_of
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
@@ -22,10 +21,6 @@ from tests.running import PASSWORD
 WRONG = "wrong horse battery"
 STRICT = Limit("strict", free=3, first=60.0, longest=60.0)
 LOOSE = Limit("loose", free=1_000_000, first=1.0, longest=1.0)
-# Mann-Whitney's U as a share: 0.5 says that two samples cannot be told apart, 0 or 1 that every
-# pair of values can. For 120 values each, chance alone stays within 0.04 two times in three.
-SAMPLES = 120
-APART = 0.17
 
 
 def guesses(**limits: Limit) -> Guesses:
@@ -75,6 +70,38 @@ async def test_each_kind_of_guess_is_slowed_down(
         email = victim if same_account else await registered(auth)
         where = at("192.0.2.1" if same_address else "192.0.2.99")
         assert await guess(auth, email, PASSWORD, means=where) == "TOO_MANY_ATTEMPTS"
+
+
+async def test_one_address_does_not_register_everybody(
+    auth_database: Database, clock: FakeClock
+) -> None:
+    """After so many registrations a further one from there has to wait; elsewhere none has."""
+    async with open_auth(auth_database, clock, registrations=STRICT) as auth:
+
+        async def register(address: str) -> str:
+            return await reason_of(
+                auth.accounts.register(
+                    email=an_address(), password=PASSWORD, key=None, address=address
+                )
+            )
+
+        answers = [await register("192.0.2.1") for _ in range(STRICT.free + 2)]
+        assert answers == [""] * (STRICT.free + 1) + ["TOO_MANY_ATTEMPTS"]
+        assert await register("192.0.2.2") == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("::1", "::/64"),
+        (None, "unknown"),
+    ],
+)
+def test_an_address_counts_as_one_customer_s_network(address: str | None, counted: str) -> None:
+    """Whoever has an IPv6 address has 2**64 of them; they count as one."""
+    assert network(address) == counted
 
 
 async def test_who_gets_in_starts_anew(auth_database: Database, clock: FakeClock) -> None:
@@ -142,32 +169,16 @@ async def test_failures_say_the_same(generous: AuthRoom, owner: Connection) -> N
     assert await guess(generous, kinds["unverified"], PASSWORD) == ""
 
 
-async def times(
-    call: Callable[[str], Awaitable[object]], kinds: dict[str, str]
-) -> dict[str, list[float]]:
-    """Returns seconds of calls by kind, taken in random order so that noise is everybody's."""
-    order = [name for name in kinds for _ in range(SAMPLES)]
-    random.Random(1).shuffle(order)  # noqa: S311 - any order does
-    taken: dict[str, list[float]] = {name: [] for name in kinds}
-    for name in order:
-        started = time.perf_counter()
-        await call(kinds[name])
-        taken[name].append(time.perf_counter() - started)
-    return taken
-
-
-def told_apart(first: Sequence[float], second: Sequence[float]) -> float:
-    """Returns how far from a coin's toss it is to guess a value's sample by its size."""
-    wins = sum((a > b) + 0.5 * (a == b) for a in first for b in second)
-    return abs(wins / (len(first) * len(second)) - 0.5)
+def again_and_again(emails: Mapping[str, str]) -> dict[str, Iterator[str]]:
+    """Returns each kind's one address as often as it is asked for."""
+    return {name: repeat(email) for name, email in emails.items()}
 
 
 async def test_failures_take_the_same_time(generous: AuthRoom, owner: Connection) -> None:
     """By the time of its answer nobody can tell one kind of failed login from another."""
-    taken = await times(
-        lambda email: guess(generous, email), await kinds_of_failure(generous, owner)
-    )
-    for one, other in pairwise(taken):
+    kinds = await kinds_of_failure(generous, owner)
+    taken = await times(lambda email: guess(generous, email), again_and_again(kinds))
+    for one, other in combinations(taken, 2):
         assert told_apart(taken[one], taken[other]) < APART, (one, other)
 
 
@@ -183,7 +194,7 @@ async def test_no_hash_for_nobody_would_be_told(
     monkeypatch.setattr(Passwords, "verify", hurried)
     kinds = await kinds_of_failure(generous, owner)
     chosen = {name: kinds[name] for name in ("active", "unknown")}
-    taken = await times(lambda email: guess(generous, email), chosen)
+    taken = await times(lambda email: guess(generous, email), again_and_again(chosen))
     assert told_apart(taken["active"], taken["unknown"]) > 0.4
 
 

@@ -24,7 +24,7 @@ from services.auth.service.sessions import Tokens
 from services.auth.service.step_up import require_fresh
 from services.auth.store import users as store_users
 from tests.contracts.descriptors import methods
-from tests.factories import AuthRoom, an_address, at_once, log_in, make_user, reason_of
+from tests.factories import SERVICE, AuthRoom, an_address, at_once, log_in, make_user, reason_of
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
 
@@ -195,7 +195,10 @@ async def test_it_is_refused_by_reason(
     assert await reason_of(impersonate(admin, bob.id, service)) == "ACCESS_DENIED"
     for change, state in (
         ("banned_at = $2, ban_reason = 'spam'", "banned"),
-        ("banned_at = NULL, ban_reason = NULL, deletion_requested_at = $2", "deleting"),
+        (
+            "banned_at = NULL, ban_reason = NULL, deletion_requested_at = $2, erasure_due_at = $2",
+            "deleting",
+        ),
         ("erased_at = $2, password_hash = NULL", "erased"),
     ):
         await owner.execute(f"UPDATE users SET {change} WHERE id = $1", bob.id, clock.now())  # noqa: S608
@@ -213,7 +216,7 @@ async def test_it_is_refused_by_reason(
 async def set_role(auth: AuthRoom, user_id: UUID | None, role: Role) -> object:
     assert user_id
     return await auth.accounts.set_role(
-        user_id=user_id, role=role, reason="t", actor="service:t", key=None
+        user_id=user_id, role=role, reason="t", actor=SERVICE, key=None
     )
 
 

@@ -14,7 +14,7 @@ from services.auth.errors import MfaCodeInvalid, MfaRequired
 from services.auth.service.proofs import Proof, ProofKind
 from services.auth.store import mfa as store
 from tests.auth.factors import Factors, Somebody, open_factors, opened
-from tests.factories import MEANS, an_address, at_once, log_in, open_auth, reason_of
+from tests.factories import MEANS, SERVICE, an_address, at_once, log_in, open_auth, reason_of
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
 
@@ -218,7 +218,7 @@ async def test_what_happens_meanwhile_ends_a_challenge(
     assert await reason_of(factors.complete(challenge, RECOVERY, code)) == "LOGIN_FAILED"
     await owner.execute("UPDATE users SET banned_at = NULL, ban_reason = NULL")
     await factors.auth.accounts.set_role(
-        user_id=ada.user.id, role=Role.PRO, reason="paid", actor="service:test", key=None
+        user_id=ada.user.id, role=Role.PRO, reason="paid", actor=SERVICE, key=None
     )
     invalid = "MFA_CHALLENGE_INVALID"
     assert await reason_of(factors.complete(challenge, RECOVERY, code)) == invalid
@@ -228,7 +228,8 @@ async def test_what_happens_meanwhile_ends_a_challenge(
     assert await reason_of(factors.complete("forged", RECOVERY, code)) == invalid
     challenge = await ada.challenge()
     await owner.execute(
-        "UPDATE users SET deletion_requested_at = now(), erased_at = now(), password_hash = NULL"
+        "UPDATE users SET deletion_requested_at = now(), erasure_due_at = now(),"
+        " erased_at = now(), password_hash = NULL"
     )
     assert await reason_of(factors.complete(challenge, RECOVERY, code)) == "LOGIN_FAILED"
 

@@ -2,18 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
-from pathlib import Path
-from time import perf_counter
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from finity.auth.v1 import (
     auth_pb2,
-    session_pb2,
-    session_pb2_grpc,
     token_pb2,
     token_pb2_grpc,
 )
@@ -27,13 +23,11 @@ from services.auth.domain.users import Role
 from services.auth.errors import WatchFellBehind
 from services.auth.service import revocations as feeds
 from services.auth.service.revocations import LATEST_COMMIT, RevocationFeed
-from suite.valkey import EmbeddedValkey
 from tests.factories import (
     POLICY,
+    SERVICE,
     AuthRoom,
     an_address,
-    answers_with,
-    eventually,
     log_in,
     start_process,
 )
@@ -42,10 +36,8 @@ from tests.running import (
     PASSWORD,
     SERVICE_KEY,
     House,
-    Person,
     bearer,
     free_port,
-    open_house,
     refusal_of,
 )
 
@@ -74,7 +66,7 @@ async def a_login(auth: AuthRoom) -> tuple[UUID, UUID]:
 
 async def promote(auth: AuthRoom, user_id: UUID) -> None:
     await auth.accounts.set_role(
-        user_id=user_id, role=Role.PRO, reason="paid", actor="service:test", key=None
+        user_id=user_id, role=Role.PRO, reason="paid", actor=SERVICE, key=None
     )
 
 
@@ -298,74 +290,6 @@ async def test_a_slow_reader_over_the_wire_is_refused(
         async for _ in stream:
             pass
     assert refusal_of(caught.value) == (StatusCode.ABORTED, "WATCH_FELL_BEHIND")
-
-
-async def seconds_until(call: Callable[[], Awaitable[Any]], reason: str) -> float:
-    """Repeats a call until it is refused for a reason; returns how long that took."""
-    started = perf_counter()
-    await eventually(lambda: answers_with(call(), reason), seconds=30)
-    return perf_counter() - started
-
-
-async def test_every_service_honours_revocations_while_redis_is_down(
-    database_url: str,
-    clock: FakeClock,
-    state_dir: Path,
-    record_property: Callable[[str, object], None],
-) -> None:
-    """
-    Logout, revocation and change of role reach the services of both replicas without Redis.
-
-    Asserted is that they do; how long it took is recorded.
-    """
-    folder = state_dir / f"redis-{uuid4().hex[:8]}"
-    folder.mkdir(mode=0o755)
-    redis = EmbeddedValkey(folder)
-    redis.start()
-    stopped = contextlib.ExitStack()
-    stopped.callback(redis.stop)
-    async with (
-        open_house(database_url, redis.url, "native", clock) as house,
-        open_house(database_url, redis.url, "native", clock) as other,
-    ):
-        people = [await house.person() for _ in range(4)]
-        for person in people:
-            for replica in (house, other):
-                await replica.usage.GetBalance(BALANCE, metadata=person.metadata)
-        stopped.close()
-        latencies = []
-        for end, person in zip(ways_to_end(house), people, strict=False):
-            await end(person)
-            for replica in (house, other):
-                taken = await seconds_until(
-                    lambda r=replica, p=person: r.usage.GetBalance(BALANCE, metadata=p.metadata),  # type: ignore[misc]
-                    "TOKEN_REVOKED",
-                )
-                latencies.append(round(taken, 3))
-        kept = people[-1]
-        await other.usage.GetBalance(BALANCE, metadata=kept.metadata)
-    record_property("seconds at the replica itself and at another", latencies)
-
-
-def ways_to_end(house: House) -> list[Callable[[Person], Awaitable[Any]]]:
-    """Returns what ends an access token before its time."""
-
-    def promote_on_the_wire(person: Person) -> Awaitable[Any]:
-        request = auth_pb2.SetRoleRequest(
-            user_id=person.user_id, role=auth_pb2.ROLE_PRO, reason="paid"
-        )
-        return house.auth.SetRole(request, metadata=house.service)
-
-    def revoke(person: Person) -> Awaitable[Any]:
-        request = session_pb2.RevokeSessionRequest(session_id="current")
-        stub = session_pb2_grpc.SessionServiceStub(house.auth_channel)
-        return stub.RevokeSession(request, metadata=person.metadata)
-
-    return [
-        lambda person: house.auth.Logout(auth_pb2.LogoutRequest(), metadata=person.metadata),
-        promote_on_the_wire,
-        revoke,
-    ]
 
 
 async def test_a_stopping_service_does_not_wait_for_its_streams(

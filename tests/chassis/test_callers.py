@@ -1,6 +1,7 @@
 """chassis.callers: who is calling, and what the contract lets it do."""
 
 import hashlib
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -131,3 +132,14 @@ def test_a_service_must_name_somebody(named: str) -> None:
     """A service is nobody's "me"."""
     with pytest.raises(SubjectRequired):
         settle_subject(OWN, Ask(user_id=named), SERVICE, may_name_anyone=True)
+
+
+def test_only_in_person_is_without_an_impersonator() -> None:
+    """Where users must call themselves, an administrator who acts as one is refused."""
+    acting = replace(USER, actor=uuid4())
+    assert admit(OWN, acting) is False
+    personal = replace(OWN, in_person=True)
+    assert admit(personal, USER) is False
+    assert admit(personal, SERVICE) is True
+    with pytest.raises(AccessDenied):
+        admit(personal, acting)

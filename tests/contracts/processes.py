@@ -63,6 +63,7 @@ async def open_processes(
         "FINITY_ARGON2_TIME_COST": "1",
         # Everybody is at one address here.
         "FINITY_GUESSES_PER_ADDRESS": "1000000",
+        "FINITY_REGISTRATIONS_PER_ADDRESS": "1000000",
         "FINITY_DEVICE_CODES_PER_ADDRESS": "1000000",
         "FINITY_SMTP_PORT": "9",
     }

@@ -23,6 +23,7 @@ from tests.contracts.descriptors import ROOMS, SERVICES, methods
 from tests.contracts.first_answer import first_answer
 from tests.contracts.requests import FACTORIES, request_for
 from tests.contracts.requests.given import Given
+from tests.contracts.requests.mfa import without_factors
 from tests.fakes import FakeClock
 from tests.running import PASSWORD, House, Metadata, Person, bearer, refusal_of
 
@@ -141,7 +142,8 @@ def admitted(
 
 
 async def fresh(house: House, person: Person) -> Metadata:
-    """Logs somebody in once more: a method may end the session it is called with."""
+    """Logs somebody in once more: a method may end its session, or add a factor to its account."""
+    await without_factors(house, person)
     request = auth_pb2.LoginRequest(email=person.email, password=PASSWORD)
     return bearer((await house.auth.Login(request)).tokens.access_token)
 

@@ -87,15 +87,24 @@ def test_sizes() -> None:
 
 
 def test_services_of_the_readme() -> None:
-    """Every room with its port, all its RPCs and all its tables, and no others."""
-    named = {re.sub(r"\[(\w+)\].*", r"\1", cells[0]): cells for cells in rows(README, "service")}
+    """Every room with its port and all its tables, and no others."""
+    named = {cells[0]: cells for cells in rows(README, "service")}
     assert set(named) == set(rooms())
-    for room, (_, port, rpcs, tables) in named.items():
+    for room, (_, port, tables) in named.items():
         assert port == variables()[f"FINITY_{room.upper()}_PORT"].default
-        assert split(rpcs) == [m.name for s in SERVICES[room] for m in s.methods]
         files = sorted((ROOT / "services" / room / "migrations").glob("*.sql"))
         sql = "\n".join(path.read_text() for path in files)
         assert set(split(tables)) == set(re.findall(r"^CREATE TABLE (\w+)", sql, re.MULTILINE))
+
+
+def test_contracts_of_the_readme() -> None:
+    """Every service of every contract with all its RPCs in their order, linked to its file."""
+    named = {cells[0]: split(cells[1]) for cells in rows(README, "contract")}
+    assert named == {
+        f"[{service.name}](protos/{service.file.name})": [m.name for m in service.methods]
+        for room in rooms()
+        for service in SERVICES[room]
+    }
 
 
 def test_settings_of_the_readme() -> None:

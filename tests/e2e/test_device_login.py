@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from finity.auth.v1 import auth_pb2, auth_pb2_grpc, device_pb2, device_pb2_grpc
+from finity.auth.v1 import auth_pb2, auth_pb2_grpc
 from grpc import aio
 
 from suite import state
@@ -22,6 +22,7 @@ from tests.factories import an_address
 from tests.running import PASSWORD, Metadata, bearer
 from tests.suite.terminal import plain_environment
 
+OK = 200
 LETTERS = "[BCDFGHJKLMNPQRSTVWXZ]{4}"
 
 
@@ -49,21 +50,27 @@ def reason(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, info["reason"]
 
 
-async def approve(channel: aio.Channel, user_code: str, me: Metadata) -> device_pb2.DeviceLogin:
-    """Looks at what asks, then lets it in, as a page of the product does."""
-    devices = device_pb2_grpc.DeviceServiceStub(channel)
-    inspect = device_pb2.InspectDeviceLoginRequest(user_code=user_code)
-    shown = (await devices.InspectDeviceLogin(inspect, metadata=me)).login
-    request = device_pb2.ApproveDeviceLoginRequest(user_code=user_code)
-    await devices.ApproveDeviceLogin(request, metadata=me)
+async def decide(page: httpx.AsyncClient, verb: str, user_code: str, me: Metadata) -> Any:
+    """Inspects, approves or denies what asks, as a page of the product does."""
+    path, body = f"/v1/device-logins:{verb}", {"user_code": user_code}
+    answer = await page.post(path, json=body, headers=dict(me))
+    assert answer.status_code == OK, answer.text
+    return answer.json()
+
+
+async def approve(page: httpx.AsyncClient, user_code: str, me: Metadata) -> dict[str, Any]:
+    """Looks at what asks, then lets it in; returns what it saw."""
+    shown: dict[str, Any] = (await decide(page, "inspect", user_code, me))["login"]
+    assert await decide(page, "approve", user_code, me) == {"login": shown}
     return shown
 
 
 async def test_a_plugin_logs_in_over_json(stack: Stack) -> None:
-    """The plugin polls through the gateway while its user approves over gRPC."""
+    """The plugin polls through the gateway, and its user's page approves through it."""
     async with (
         aio.insecure_channel(stack.address("auth")) as channel,
         httpx.AsyncClient(base_url=stack.gateway_url) as plugin,
+        httpx.AsyncClient(base_url=stack.gateway_url) as page,
         ada(channel) as (email, me),
     ):
         asked = await plugin.post("/v1/device-logins", json={"client_name": "Chrome plugin"})
@@ -76,10 +83,10 @@ async def test_a_plugin_logs_in_over_json(stack: Stack) -> None:
         early = await plugin.post("/v1/device-logins:poll", json=code)
         assert reason(early) == (429, "SLOW_DOWN")
 
-        shown = await approve(channel, started["user_code"].lower(), me)
-        assert shown.client_name == "Chrome plugin"
+        shown = await approve(page, started["user_code"].lower(), me)
+        assert shown["client_name"] == "Chrome plugin"
         # For a client on the same machine Envoy names the machine.
-        assert ip_address(shown.address)
+        assert ip_address(shown["address"])
         await asyncio.sleep(2 * started["interval"])
         opened = (await plugin.post("/v1/device-logins:poll", json=code)).json()
         assert opened["user"]["email"] == email
@@ -91,11 +98,14 @@ async def test_a_plugin_logs_in_over_json(stack: Stack) -> None:
 
 async def test_the_example_logs_in_and_hears_of_a_denial(stack: Stack) -> None:
     """It prints the code, waits, and says who it is; denied, it says so and fails."""
-    async with aio.insecure_channel(stack.address("auth")) as channel, ada(channel) as (email, me):
+    async with (
+        aio.insecure_channel(stack.address("auth")) as channel,
+        httpx.AsyncClient(base_url=stack.gateway_url) as page,
+        ada(channel) as (email, me),
+    ):
         approved, denied = await example(stack, "One"), await example(stack, "Two")
-        assert (await approve(channel, await code_of(approved), me)).client_name == "One"
-        deny = device_pb2.DenyDeviceLoginRequest(user_code=await code_of(denied))
-        await device_pb2_grpc.DeviceServiceStub(channel).DenyDeviceLogin(deny, metadata=me)
+        assert (await approve(page, await code_of(approved), me))["client_name"] == "One"
+        assert await decide(page, "deny", await code_of(denied), me) == {}
         said, _ = await approved.communicate()
         assert re.fullmatch(f"logged in as {email} in session [0-9a-f-]{{36}}\n", said.decode())
         _, refusal = await denied.communicate()

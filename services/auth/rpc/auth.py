@@ -42,6 +42,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             password=request.password,
             key=key_of(request, self._secret, owner=normalise_email(request.email)),
             invite_token=request.invite_token,
+            address=current_call().address(),
         )
         return auth_pb2.RegisterResponse(user=to_user(user))
 
@@ -117,7 +118,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             user_id=UUID(request.user_id),
             role=FROM_ROLE[request.role],
             reason=request.reason,
-            actor=current_call().caller.key,
+            actor=current_call().caller,
             key=key_of(request, self._secret),
         )
         return auth_pb2.SetRoleResponse(user=to_user(user))

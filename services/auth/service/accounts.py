@@ -5,17 +5,21 @@ from datetime import datetime
 from uuid import UUID
 
 from chassis import idempotency, outbox
+from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.ids import uuid7
+from chassis.limits import Try
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
 from services.auth.domain.admin_logs import Action
 from services.auth.domain.sessions import EndReason
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, UserNotFound
+from services.auth.service.attempts import network
 from services.auth.service.emails import send_verification
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, ROOM, Room
+from services.auth.service.step_up import require_fresh
 from services.auth.store import admin_logs, sessions, users
 
 USER_REGISTERED = "user_registered"
@@ -29,16 +33,26 @@ class AccountService:
         self._room = room
 
     async def register(
-        self, *, email: str, password: str, key: Key | None, invite_token: str = ""
+        self,
+        *,
+        email: str,
+        password: str,
+        key: Key | None,
+        invite_token: str = "",
+        address: str | None = None,
     ) -> User:
         """
         Creates, announces and mails an account; EmailAlreadyTaken if the address has one.
 
         PasswordTooWeak comes before the address is looked for: it says nothing about who is here.
         Whoever binds invitations finds the token in the announcement; no token is refused here.
+        TooManyAttempts if one address registers ever more people: each costs a hash and a mail.
         """
         room = self._room
         require_acceptable(password, normalise_email(email))
+        attempt = Try(room.registrations, room.pseudonym(network(address)))
+        await room.limits.check(attempt)
+        await room.limits.failed(attempt)
         hashed = await room.passwords.hash(password)
         now = room.clock.now()
         async with room.database.transaction() as conn:
@@ -102,12 +116,13 @@ class AccountService:
         return found[:limit], found[limit - 1].id if more else None
 
     async def set_role(
-        self, *, user_id: UUID, role: Role, reason: str, actor: str, key: Key | None
+        self, *, user_id: UUID, role: Role, reason: str, actor: Caller, key: Key | None
     ) -> User:
         """
         Changes a role, ends older access tokens and logs it; LastAdmin guards the last one.
 
         Who is no administrator any more acts as nobody, and nobody acts as a new one.
+        StepUpRequired for an administrator without a fresh proof of who is there.
         """
         now = self._room.clock.now()
         ended: Sequence[UUID] = []
@@ -116,6 +131,8 @@ class AccountService:
             async def effect() -> User:
                 nonlocal ended
                 admins = await users.lock_admins(conn, now)
+                if actor.user_id is not None:
+                    require_fresh(actor, await self._administrator(conn, actor.user_id), now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:
                     raise UserNotFound
@@ -126,12 +143,12 @@ class AccountService:
                 changed = await users.set_role(conn, user_id, role, now)
                 if Role.ADMIN in (user.role, role):
                     ended = await sessions.end_impersonations(
-                        conn, user_id, reason=EndReason.ADMIN, by=actor, now=now
+                        conn, user_id, reason=EndReason.ADMIN, by=actor.key, now=now
                     )
                 await admin_logs.insert_admin_log(
                     conn,
                     log_id=uuid7(now),
-                    actor=actor,
+                    actor=actor.key,
                     action=Action.SET_ROLE,
                     target=user_id,
                     details={"from": user.role, "to": role, "reason": reason},
@@ -141,4 +158,10 @@ class AccountService:
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
         await self._room.announce(Revocations(ended, [(user.id, user.token_version)]))
+        return user
+
+    async def _administrator(self, conn: Connection, user_id: UUID) -> User:
+        user = await users.get_user(conn, user_id)
+        if user is None:
+            raise UserNotFound
         return user

@@ -1,7 +1,19 @@
 """How often a secret may be guessed: per account, per address, and per pair of both."""
 
+import ipaddress
+
 from chassis.limits import Try
 from services.auth.service.room import Room
+
+V4, V6_PREFIX = 4, 64
+
+
+def network(address: str | None) -> str:
+    """Returns what one customer of a network has: an IPv4 address, or an IPv6 /64."""
+    if address is None:
+        return "unknown"
+    ip = ipaddress.ip_address(address)
+    return str(ip if ip.version == V4 else ipaddress.ip_network((ip, V6_PREFIX), strict=False))
 
 
 class Attempts:
@@ -40,7 +52,7 @@ class Attempts:
         await self._room.limits.check(*tries, forgive=tries[-1])
 
     def _tries(self, account: str, address: str | None) -> list[Try]:
-        who, where = self._room.pseudonym(account), self._room.pseudonym(address or "unknown")
+        who, where = self._room.pseudonym(account), self._room.pseudonym(network(address))
         guesses = self._room.guesses
         return [
             Try(guesses.address, where),

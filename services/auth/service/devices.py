@@ -36,6 +36,7 @@ from services.auth.errors import (
     UserCodeInvalid,
     UserNotFound,
 )
+from services.auth.service.attempts import network
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
@@ -234,7 +235,7 @@ class DeviceService:
         return login
 
     def _tries(self, user_id: UUID, address: str | None) -> list[Try]:
-        where = self._room.pseudonym(address or "unknown")
+        where = self._room.pseudonym(network(address))
         return [Try(_BY_USER, str(user_id)), Try(_BY_ADDRESS, where)]
 
 

@@ -18,14 +18,14 @@ from services.auth.domain import one_time
 from services.auth.domain.emails import MailedSecret, Proof, Purpose, mask
 from services.auth.domain.sessions import EndReason, Means, digest
 from services.auth.domain.users import User, normalise_email
-from services.auth.errors import MailSecretInvalid, MailTooSoon, UserNotFound
-from services.auth.service.attempts import Attempts
+from services.auth.errors import MailSecretInvalid, MailTooSoon, MfaRequired, UserNotFound
+from services.auth.service.attempts import Attempts, network
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh
-from services.auth.store import emails, sessions, users
+from services.auth.store import emails, mfa, oauth, sessions, users
 
 TEMPLATES = {
     Purpose.VERIFY: "email_verification",
@@ -128,7 +128,8 @@ class EmailService:
             if proved is None:
                 raise MailSecretInvalid
             user = proved[1]
-            await emails.verify_address(conn, user.id, now)
+            if user.email_verified_at is None:
+                await self._take_over(conn, user, now)
             revoked = await self._set_password(conn, user, hashed, now)
             await enqueue(conn, Mail("password_changed", user.email, {"at": now.isoformat()}), now)
         room.wake_relay()
@@ -139,24 +140,32 @@ class EmailService:
         return await self._request(Purpose.SIGN_IN, email, address)
 
     async def sign_in(self, proof: Proof, means: Means, key: Key | None) -> tuple[Tokens, User]:
-        """Opens a session; whatever is wrong with the proof, MailSecretInvalid says the same."""
+        """
+        Opens a session; whatever is wrong with the proof, MailSecretInvalid says the same.
+
+        MfaRequired holds it back for the second factor; the link or code is used up.
+        """
         await self._check(proof, means.address)
         now = self._room.clock.now()
         opened: tuple[Tokens, User] | None = None
+        held: MfaRequired | None = None
         revoked: Revocations | None = None
         async with self._room.database.transaction() as conn:
 
             async def effect() -> str:
-                nonlocal opened, revoked
+                nonlocal opened, held, revoked
                 proved = await self._prove(conn, Purpose.SIGN_IN, proof, now)
                 if proved is None:
                     return ""
                 user = proved[1]
                 if user.email_verified_at is None:
-                    # Somebody who cannot read this mailbox may have registered it before.
                     revoked = await self._set_password(conn, user, None, now)
-                    await emails.verify_address(conn, user.id, now)
-                opened = await self._sessions.sign_in(conn, user.id, means, now)
+                    await self._take_over(conn, user, now)
+                try:
+                    opened = await self._sessions.sign_in(conn, user.id, means, now)
+                except MfaRequired as refusal:
+                    held = refusal
+                    return ""
                 return str(opened[0].session.id)
 
             session_id = await idempotency.once(conn, KEYS, key, str, effect, now=now)
@@ -164,10 +173,10 @@ class EmailService:
                 opened = await self._sessions.opened_before(conn, UUID(session_id), now)
         if revoked is not None:
             await self._room.announce(revoked)
-        await self._count(proof, means.address, good=opened is not None)
-        # A wrong code's count must commit: it is refused only now.
+        await self._count(proof, means.address, good=opened is not None or held is not None)
+        # A wrong code's count must commit, and that a right one is used up: refused only now.
         if opened is None:
-            raise MailSecretInvalid
+            raise held or MailSecretInvalid
         return opened
 
     async def request_change(self, caller: Caller, *, new_email: str, key: Key | None) -> datetime:
@@ -282,6 +291,18 @@ class EmailService:
         user = await users.get_user(conn, found.user_id)
         return user is not None and user.email == found.email
 
+    async def _take_over(self, conn: Connection, user: User, now: datetime) -> None:
+        """
+        Gives an account to whoever reads its mailbox first.
+
+        Somebody who does not may have registered the address before: no second
+        factor and no identity of theirs stays.
+        """
+        await emails.verify_address(conn, user.id, now)
+        await mfa.delete_factors(conn, user.id)
+        await users.set_mfa_enabled(conn, user.id, None)
+        await oauth.delete_identities(conn, user.id)
+
     async def _set_password(
         self, conn: Connection, user: User, hashed: str | None, now: datetime
     ) -> Revocations:
@@ -314,6 +335,6 @@ class EmailService:
     async def _limit(self, address: str | None) -> None:
         """TooManyAttempts if one client has mails sent to ever more people."""
         limit = replace(self._room.guesses.address, name="mail")
-        one = Try(limit, self._room.pseudonym(address or "unknown"))
+        one = Try(limit, self._room.pseudonym(network(address)))
         await self._room.limits.check(one)
         await self._room.limits.failed(one)

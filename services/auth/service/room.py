@@ -46,6 +46,8 @@ class Room:
     policy: SessionPolicy
     limits: Limits
     guesses: Guesses
+    registrations: Limit
+    """How fast one address may make accounts."""
     deletion_grace: timedelta
     """How long the owner of an account that is to be deleted may change its mind."""
     derive: Callable[[str], bytes]

@@ -13,7 +13,7 @@ from services.auth.store import mfa as store
 from tests.authenticator import Authenticator
 from tests.contracts.requests.given import Given
 from tests.factories import connect_owner
-from tests.running import PASSWORD, Person, info_of
+from tests.running import PASSWORD, House, Person, info_of
 
 
 def _caller(given: Given) -> Person:
@@ -24,21 +24,21 @@ def _stub(given: Given) -> mfa_pb2_grpc.MfaServiceStub:
     return mfa_pb2_grpc.MfaServiceStub(given.house.auth_channel)
 
 
-async def _without_factors(given: Given, person: Person) -> None:
+async def without_factors(house: House, person: Person) -> None:
     """Takes every factor away: a method may be called again by the same person."""
-    async with connect_owner(given.house.database_url) as conn:
+    async with connect_owner(house.database_url) as conn:
         await store.delete_factors(conn, UUID(person.user_id))
-    await _one_factor_serves(given, person)
+    await _one_factor_serves(house, person)
 
 
-async def _one_factor_serves(given: Given, person: Person) -> None:
+async def _one_factor_serves(house: House, person: Person) -> None:
     """Lets sessions of one factor pass: nobody here signs in anew."""
-    async with connect_owner(given.house.database_url) as conn:
+    async with connect_owner(house.database_url) as conn:
         await conn.execute("UPDATE users SET mfa_enabled_at = NULL WHERE id = $1", person.user_id)
 
 
 async def _enrolled(given: Given, person: Person) -> pyotp.TOTP:
-    await _without_factors(given, person)
+    await without_factors(given.house, person)
     request = mfa_pb2.EnrolTotpRequest()
     answer = await _stub(given).EnrolTotp(request, metadata=person.metadata)
     return pyotp.TOTP(answer.secret)
@@ -52,7 +52,7 @@ async def _confirmed(given: Given, person: Person) -> list[str]:
 
 
 async def _made(given: Given, person: Person, device: Authenticator) -> Any:
-    await _without_factors(given, person)
+    await without_factors(given.house, person)
     start = mfa_pb2.StartPasskeyRegistrationRequest()
     started = await _stub(given).StartPasskeyRegistration(start, metadata=person.metadata)
     made = device.create(started.options_json)
@@ -65,19 +65,19 @@ async def _confirm(given: Given) -> Message:
 
 
 async def _enrol(given: Given) -> Message:
-    await _without_factors(given, _caller(given))
+    await without_factors(given.house, _caller(given))
     return mfa_pb2.EnrolTotpRequest()
 
 
 async def _disable(given: Given) -> Message:
     await _confirmed(given, _caller(given))
-    await _one_factor_serves(given, _caller(given))
+    await _one_factor_serves(given.house, _caller(given))
     return mfa_pb2.DisableTotpRequest()
 
 
 async def _regenerate(given: Given) -> Message:
     await _confirmed(given, _caller(given))
-    await _one_factor_serves(given, _caller(given))
+    await _one_factor_serves(given.house, _caller(given))
     return mfa_pb2.RegenerateRecoveryCodesRequest()
 
 
@@ -90,7 +90,7 @@ async def _delete(given: Given) -> Message:
     person = _caller(given)
     finish = await _made(given, person, Authenticator())
     made = await _stub(given).FinishPasskeyRegistration(finish, metadata=person.metadata)
-    await _one_factor_serves(given, person)
+    await _one_factor_serves(given.house, person)
     return mfa_pb2.DeletePasskeyRequest(passkey_id=made.passkey_id)
 
 
@@ -112,7 +112,7 @@ async def _complete(given: Given) -> Message:
 
 
 async def _step_up(given: Given) -> Message:
-    await _without_factors(given, _caller(given))
+    await without_factors(given.house, _caller(given))
     return mfa_pb2.StepUpRequest(password=PASSWORD)
 
 

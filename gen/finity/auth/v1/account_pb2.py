@@ -29,7 +29,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inity/auth/v1/account.proto\x12\x0e\x66inity.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66inity/auth/v1/auth.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x16\n\x14\x44\x65leteAccountRequest\";\n\x15\x44\x65leteAccountResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.finity.auth.v1.User\"\x17\n\x15\x43\x61ncelDeletionRequest\"<\n\x16\x43\x61ncelDeletionResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.finity.auth.v1.User\"d\n\x13\x45xportMyDataRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\"O\n\x14\x45xportMyDataResponse\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12%\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct2\xb8\x03\n\x17\x41\x63\x63ountLifecycleService\x12\x83\x01\n\rDeleteAccount\x12$.finity.auth.v1.DeleteAccountRequest\x1a%.finity.auth.v1.DeleteAccountResponse\"%\xaa\xbb\x18\x03\n\x01\x02\x82\xd3\xe4\x93\x02\x18\"\x13/v1/users/me:delete:\x01*\x12\x8e\x01\n\x0e\x43\x61ncelDeletion\x12%.finity.auth.v1.CancelDeletionRequest\x1a&.finity.auth.v1.CancelDeletionResponse\"-\xaa\xbb\x18\x03\n\x01\x02\x82\xd3\xe4\x93\x02 \"\x1b/v1/users/me:cancelDeletion:\x01*\x12\x85\x01\n\x0c\x45xportMyData\x12#.finity.auth.v1.ExportMyDataRequest\x1a$.finity.auth.v1.ExportMyDataResponse\"*\xaa\xbb\x18\x04\n\x02\x02\x03\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/users/{user_id}:exportb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inity/auth/v1/account.proto\x12\x0e\x66inity.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66inity/auth/v1/auth.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x16\n\x14\x44\x65leteAccountRequest\";\n\x15\x44\x65leteAccountResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.finity.auth.v1.User\"\x17\n\x15\x43\x61ncelDeletionRequest\"<\n\x16\x43\x61ncelDeletionResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.finity.auth.v1.User\"d\n\x13\x45xportMyDataRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\"O\n\x14\x45xportMyDataResponse\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12%\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct2\xbe\x03\n\x17\x41\x63\x63ountLifecycleService\x12\x85\x01\n\rDeleteAccount\x12$.finity.auth.v1.DeleteAccountRequest\x1a%.finity.auth.v1.DeleteAccountResponse\"\'\xaa\xbb\x18\x05\n\x01\x02\x10\x01\x82\xd3\xe4\x93\x02\x18\"\x13/v1/users/me:delete:\x01*\x12\x90\x01\n\x0e\x43\x61ncelDeletion\x12%.finity.auth.v1.CancelDeletionRequest\x1a&.finity.auth.v1.CancelDeletionResponse\"/\xaa\xbb\x18\x05\n\x01\x02\x10\x01\x82\xd3\xe4\x93\x02 \"\x1b/v1/users/me:cancelDeletion:\x01*\x12\x87\x01\n\x0c\x45xportMyData\x12#.finity.auth.v1.ExportMyDataRequest\x1a$.finity.auth.v1.ExportMyDataResponse\",\xaa\xbb\x18\x06\n\x02\x02\x03\x10\x01\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/users/{user_id}:exportb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTMYDATAREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_EXPORTMYDATAREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\260\273\030\001'
   _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['DeleteAccount']._loaded_options = None
-  _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['DeleteAccount']._serialized_options = b'\252\273\030\003\n\001\002\202\323\344\223\002\030\"\023/v1/users/me:delete:\001*'
+  _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['DeleteAccount']._serialized_options = b'\252\273\030\005\n\001\002\020\001\202\323\344\223\002\030\"\023/v1/users/me:delete:\001*'
   _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['CancelDeletion']._loaded_options = None
-  _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['CancelDeletion']._serialized_options = b'\252\273\030\003\n\001\002\202\323\344\223\002 \"\033/v1/users/me:cancelDeletion:\001*'
+  _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['CancelDeletion']._serialized_options = b'\252\273\030\005\n\001\002\020\001\202\323\344\223\002 \"\033/v1/users/me:cancelDeletion:\001*'
   _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['ExportMyData']._loaded_options = None
-  _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['ExportMyData']._serialized_options = b'\252\273\030\004\n\002\002\003\202\323\344\223\002\034\022\032/v1/users/{user_id}:export'
+  _globals['_ACCOUNTLIFECYCLESERVICE'].methods_by_name['ExportMyData']._serialized_options = b'\252\273\030\006\n\002\002\003\020\001\202\323\344\223\002\034\022\032/v1/users/{user_id}:export'
   _globals['_DELETEACCOUNTREQUEST']._serialized_start=197
   _globals['_DELETEACCOUNTREQUEST']._serialized_end=219
   _globals['_DELETEACCOUNTRESPONSE']._serialized_start=221
@@ -57,5 +57,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTMYDATARESPONSE']._serialized_start=471
   _globals['_EXPORTMYDATARESPONSE']._serialized_end=550
   _globals['_ACCOUNTLIFECYCLESERVICE']._serialized_start=553
-  _globals['_ACCOUNTLIFECYCLESERVICE']._serialized_end=993
+  _globals['_ACCOUNTLIFECYCLESERVICE']._serialized_end=999
 # @@protoc_insertion_point(module_scope)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66inity/options/v1/options.proto\x12\x11\x66inity.options.v1\x1a google/protobuf/descriptor.proto\"6\n\nAccessRule\x12(\n\x05\x61llow\x18\x01 \x03(\x0e\x32\x19.finity.options.v1.Caller*N\n\x06\x43\x61ller\x12\x16\n\x12\x43\x41LLER_UNSPECIFIED\x10\x00\x12\n\n\x06PUBLIC\x10\x01\x12\x08\n\x04USER\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x12\x0b\n\x07SERVICE\x10\x04:O\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1d.finity.options.v1.AccessRule:0\n\x07subject\x12\x1d.google.protobuf.FieldOptions\x18\xb6\x87\x03 \x01(\x08:2\n\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\xb7\x87\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66inity/options/v1/options.proto\x12\x11\x66inity.options.v1\x1a google/protobuf/descriptor.proto\"I\n\nAccessRule\x12(\n\x05\x61llow\x18\x01 \x03(\x0e\x32\x19.finity.options.v1.Caller\x12\x11\n\tin_person\x18\x02 \x01(\x08*N\n\x06\x43\x61ller\x12\x16\n\x12\x43\x41LLER_UNSPECIFIED\x10\x00\x12\n\n\x06PUBLIC\x10\x01\x12\x08\n\x04USER\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x12\x0b\n\x07SERVICE\x10\x04:O\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x1d.finity.options.v1.AccessRule:0\n\x07subject\x12\x1d.google.protobuf.FieldOptions\x18\xb6\x87\x03 \x01(\x08:2\n\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\xb7\x87\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finity.options.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CALLER']._serialized_start=144
-  _globals['_CALLER']._serialized_end=222
+  _globals['_CALLER']._serialized_start=163
+  _globals['_CALLER']._serialized_end=241
   _globals['_ACCESSRULE']._serialized_start=88
-  _globals['_ACCESSRULE']._serialized_end=142
+  _globals['_ACCESSRULE']._serialized_end=161
 # @@protoc_insertion_point(module_scope)

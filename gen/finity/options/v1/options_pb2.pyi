@@ -65,6 +65,11 @@ class AccessRule(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOW_FIELD_NUMBER: _builtins.int
+    IN_PERSON_FIELD_NUMBER: _builtins.int
+    in_person: _builtins.bool
+    """Only for users themselves: an administrator who acts as the user (the "act"
+    claim of RFC 8693) is refused with ACCESS_DENIED.
+    """
     @_builtins.property
     def allow(self) -> _containers.RepeatedScalarFieldContainer[Global___Caller.ValueType]:
         """The kinds of caller admitted; at least one."""
@@ -73,10 +78,11 @@ class AccessRule(_message.Message):
         self,
         *,
         allow: _abc.Iterable[Global___Caller.ValueType] | None = ...,
+        in_person: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "in_person", b"in_person"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
