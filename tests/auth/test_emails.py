@@ -15,6 +15,7 @@ from services.auth.domain.sessions import Acr, digest
 from services.auth.domain.users import User
 from services.auth.errors import MailSecretInvalid, MailTooSoon
 from services.auth.service.emails import EmailService
+from services.auth.store import sessions as store_sessions
 from tests.auth.mailing import (
     NEW_PASSWORD,
     by_code,
@@ -329,3 +330,16 @@ async def test_one_client_does_not_mail_the_whole_world(emails: EmailService) ->
     more = emails.request_sign_in(email=an_address(), address="192.0.2.7")
     assert await reason_of(more) == "TOO_MANY_ATTEMPTS"
     await emails.request_sign_in(email=an_address(), address="192.0.2.8")
+
+
+async def test_a_change_goes_with_the_session_that_asked(
+    auth: AuthRoom, emails: EmailService, owner: Connection, ada: User
+) -> None:
+    """A thief's request for another address ends with the thief's session; so does its link."""
+    mail = await change_mail(emails, auth, owner, ada, an_address())
+    async with auth.room.database.transaction() as conn:
+        await store_sessions.end_sessions(
+            conn, ada.id, reason="revoked_by_user", by="user", now=auth.room.clock.now()
+        )
+    assert await reason_of(emails.confirm_change(mail.secret)) == "MAIL_SECRET_INVALID"
+    assert (await auth.accounts.get_user(ada.id)).email == ada.email

@@ -15,6 +15,7 @@ from chassis.postgres import Connection
 from chassis.refusals import TooManyAttempts
 from chassis.revocations import Revocations
 from services.auth.domain import one_time
+from services.auth.domain.devices import withdrawn
 from services.auth.domain.emails import MailedSecret, Proof, Purpose, mask
 from services.auth.domain.sessions import EndReason, Means, digest
 from services.auth.domain.users import User, normalise_email
@@ -217,6 +218,10 @@ class EmailService:
             if proved is None:
                 raise MailSecretInvalid
             found, user = proved
+            asked = found.session_id
+            # Whoever asked was put out since: what they asked for goes with them.
+            if asked and withdrawn(await sessions.get_session(conn, asked)):
+                raise MailSecretInvalid
             await emails.change_address(conn, user.id, found.email, now)
             # What was mailed to the old address is in the old mailbox.
             await emails.supersede(conn, user.id, now)

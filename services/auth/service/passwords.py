@@ -23,7 +23,7 @@ from services.auth.errors import (
 from services.auth.service.attempts import Attempts
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
-from services.auth.store import sessions, users
+from services.auth.store import emails, sessions, users
 from services.auth.strength import COMMON_PASSWORDS, Strength
 
 
@@ -128,6 +128,8 @@ class _Change:
             spare=self.caller.session_id,
         )
         version = await users.revoke_tokens(conn, self.user.id, self.now)
+        # What was mailed while the old password was good may have been asked for by its thief.
+        await emails.supersede(conn, self.user.id, self.now)
         notice = Mail("password_changed", self.user.email, {"at": self.now.isoformat()})
         await enqueue(conn, notice, self.now)
         self.revoked = Revocations(ended, [(self.user.id, version)])
