@@ -188,12 +188,23 @@ async def test_of_fifty_starts_twenty_wait(
 
 
 async def test_count_before_start_would_let_more_wait(
-    auth: AuthRoom, monkeypatch: pytest.MonkeyPatch
+    auth: AuthRoom, devices: DeviceService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: without the lock, starts that come together all find room."""
+    # As many connections start together: few enough places must be left for fewer.
+    for _ in range(18):
+        await start(devices, HOME)
+
+    count = store_devices.full_until
 
     async def no_lock(conn: Connection, address: str) -> None:
-        await asyncio.sleep(0.05)
+        """Waits for nobody."""
+
+    async def slowly(conn: Connection, address: str, **limits: Any) -> Any:
+        found = await count(conn, address, **limits)
+        await asyncio.sleep(0.2)
+        return found
 
     monkeypatch.setattr(store_devices, "lock_address", no_lock)
-    assert (await fifty_starts(auth, HOME)).count("") > 20
+    monkeypatch.setattr(store_devices, "full_until", slowly)
+    assert (await fifty_starts(auth, HOME)).count("") > 2

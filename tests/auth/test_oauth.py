@@ -156,7 +156,7 @@ async def test_looking_before_linking_would_link_several(
     ) -> Identity:
         if await store_oauth.owner_of_identity(conn, proof):
             raise IdentityAlreadyLinked
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
         await conn.execute(
             "INSERT INTO oauth_identities"
             " (id, user_id, provider, subject, created_at, last_used_at)"
