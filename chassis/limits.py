@@ -46,8 +46,8 @@ local wait = 0
 if failures > free then
   wait = math.max(0, last + math.min(first * 2 ^ math.min(failures - free - 1, 60), longest) - now)
 end
-if ARGV[1] == 'forgive' and wait == 0 then redis.call('DEL', KEYS[1]) end
-return math.ceil(wait)
+if wait > 0 then return math.ceil(wait) end
+return -failures
 """
 
 
@@ -102,11 +102,15 @@ class Limits:
         Otherwise the failures counted against `forgive`, one of them, are forgotten.
         """
         self.check_here(*tries)
-        waits = await self._ask(tries, ["forgive" if one is forgive else "" for one in tries])
-        if any(waits):
+        waits = await self._ask(tries, [""] * len(tries))
+        if max(waits, default=0) > 0:
             raise TooManyAttempts(retry_after=max(waits) / 1000)
-        if forgive is not None:
-            self._counts.pop((forgive.limit.name, forgive.who), None)
+        if forgive is None:
+            return
+        # Only now: a right guess that is held off must not be told by a shorter wait afterwards.
+        counted = dict(zip(tries, waits, strict=False)).get(forgive, 0)
+        if counted or (forgive.limit.name, forgive.who) in self._counts:
+            await self.forget(forgive)
 
     async def failed(self, *tries: Try) -> None:
         """Counts a failure against each."""
@@ -133,7 +137,8 @@ class Limits:
 
     async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[int]:
         """
-        Returns what Redis says of each: the wait in milliseconds, or after a failure their number.
+        Returns what Redis says of each: the wait in milliseconds, or less than zero as many
+        failures as do not cost one yet; after a failure, how many there are.
 
         Nothing if it does not answer.
         """

@@ -1,6 +1,6 @@
 """Somebody with second factors, as use cases over the auth room."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyotp
@@ -9,14 +9,14 @@ import pytest
 from chassis.callers import Caller
 from chassis.errors import Refusal
 from chassis.idempotency import Key
-from services.auth.domain.users import User
+from services.auth.domain.users import Role, User
 from services.auth.errors import MfaRequired
 from services.auth.service.mfa import MfaService
 from services.auth.service.passkeys import PasskeyService
 from services.auth.service.proofs import Proof, ProofKind, ProofService
 from services.auth.service.sessions import Tokens
 from tests.authenticator import Authenticator
-from tests.factories import AuthRoom, an_address, log_in
+from tests.factories import SERVICE, AuthRoom, an_address, log_in
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
 
@@ -36,6 +36,15 @@ class Factors:
         user = await self.auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
         tokens, user = await log_in(self.auth, user.email)
         return Somebody(self, user, await self.auth.verifier.verify(tokens.access_token))
+
+    async def boss(self) -> "Somebody":
+        """Registers and logs in an administrator, without a factor."""
+        boss = await self.somebody()
+        boss.user = await self.auth.accounts.set_role(
+            user_id=boss.user.id, role=Role.ADMIN, reason="test", actor=SERVICE, key=None
+        )
+        boss.caller = replace(boss.caller, role="admin")
+        return boss
 
     async def complete(self, challenge: str, kind: ProofKind, text: str) -> tuple[Tokens, User]:
         return await self.proofs.complete_sign_in(

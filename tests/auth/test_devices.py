@@ -146,6 +146,7 @@ async def test_a_login_is_over_after_ten_minutes(
     expired = (Code.UNAUTHENTICATED, "DEVICE_CODE_EXPIRED")
     await refused(poll(devices, started), *expired)
     await refused(poll(devices, approved), *expired)
+    ada = await somebody(auth)
     await refused(approve(devices, ada, started), Code.NOT_FOUND, "USER_CODE_INVALID")
     unknown = devices.poll("unknown", address=HOME)
     await refused(unknown, Code.UNAUTHENTICATED, "DEVICE_CODE_INVALID")

@@ -121,6 +121,7 @@ async def test_a_login_is_refused_by_reason(
         ("x" * 43, "DEVICE_CODE_INVALID"),
     ):
         await refused(poll(devices, device_code), StatusCode.UNAUTHENTICATED, reason)
+    ada = await house.person()
     answers = []
     for user_code in (denied.user_code, over.user_code, "BBBB-BBBB", "?"):
         error = await refused(

@@ -127,6 +127,7 @@ async def test_one_bad_user_does_not_keep_the_others_out(
         (newcomer("é@example.com"), Rejection.EMAIL_INVALID),
         (newcomer(f"{'a' * 243}@example.com"), Rejection.EMAIL_INVALID),
         (newcomer(role=None), Rejection.ROLE_UNKNOWN),
+        (newcomer(role=Role.ADMIN), Rejection.ROLE_DENIED),
         (newcomer(created=(later, 0)), Rejection.CREATE_TIME_INVALID),
         (newcomer(created=(-1, 0)), Rejection.CREATE_TIME_INVALID),
         (newcomer(created=(0, 10**9)), Rejection.CREATE_TIME_INVALID),
@@ -154,7 +155,7 @@ async def test_an_address_that_has_an_account_is_a_duplicate(
     user = await auth.accounts.register(email=email, password=PASSWORD, key=None)
     before = await owner.fetchrow("SELECT users FROM users")
     one = newcomer()
-    results = await bring(auth, newcomer(email, role=Role.ADMIN), one, one)
+    results = await bring(auth, newcomer(email, role=Role.PRO), one, one)
     assert results[0] == Imported(Outcome.DUPLICATE, user.id)
     assert [result.outcome for result in results] == ["duplicate", "created", "duplicate"]
     assert results[1].user_id == results[2].user_id
@@ -170,13 +171,13 @@ async def test_an_address_that_has_an_account_is_a_duplicate(
 
 async def test_roles_that_are_given_are_logged(auth: AuthRoom, owner: Connection) -> None:
     """An import of a role above free says who did it, to whom, in the same transaction."""
-    results = await bring(auth, newcomer(), newcomer(role=Role.ADMIN))
+    results = await bring(auth, newcomer(), newcomer(role=Role.PRO))
     row = await owner.fetchrow(
         "SELECT l.actor, l.action, l.target_user_id, l.details::text,"
         " u.xmin::text = l.xmin::text AS together"
         " FROM admin_logs l JOIN users u ON u.id = l.target_user_id"
     )
-    expected = ("service:test", "import_user", results[1].user_id, '{"role": "admin"}', True)
+    expected = ("service:test", "import_user", results[1].user_id, '{"role": "pro"}', True)
     assert tuple(row) == expected
     assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 1
 

@@ -95,7 +95,9 @@ async def test_a_person_reads_its_data(
     assert [session["id"] for session in data["sessions"]] == [person.tokens.session_id]
     named = account_pb2.ExportMyDataRequest(user_id=person.user_id)
     read = await lifecycle.ExportMyData(named, metadata=admin.metadata)
-    (entry,) = json_format.MessageToDict(read.data)["admin_log"]
+    assert json_format.MessageToDict(read.data)["account"]["email"] == person.email
+    again = await lifecycle.ExportMyData(own, metadata=person.metadata)
+    (entry,) = json_format.MessageToDict(again.data)["admin_log"]
     assert entry["action"] == "export_user_data"
     nobody = account_pb2.ExportMyDataRequest(user_id=str(UUID(int=7)))
     assert await refusal(lifecycle.ExportMyData(nobody, metadata=admin.metadata)) == (

@@ -217,7 +217,7 @@ async def test_a_reset_removes_everything_and_is_logged(
     factors: Factors, owner: Connection
 ) -> None:
     """Factors, sessions and tokens go in the transaction that writes the admin log."""
-    ada, boss = await factors.somebody(), await factors.somebody()
+    ada, boss = await factors.somebody(), await factors.boss()
     await ada.enrol()
     challenge = await ada.challenge()
     factors.auth.announced.clear()
@@ -233,7 +233,7 @@ async def test_a_reset_removes_everything_and_is_logged(
         "SELECT l.actor, l.action, l.target_user_id, l.details::text,"
         " u.xmin::text = l.xmin::text AND s.xmin::text = l.xmin::text, s.end_reason, s.ended_by"
         " FROM admin_logs l JOIN users u ON u.id = l.target_user_id"
-        " JOIN sessions s ON s.user_id = u.id"
+        " JOIN sessions s ON s.user_id = u.id WHERE l.action = 'reset_mfa'"
     )
     assert tuple(row) == (
         boss.caller.key,
@@ -254,7 +254,7 @@ async def test_a_reset_removes_everything_and_is_logged(
 
 async def test_nobody_has_no_factors(factors: Factors, clock: FakeClock) -> None:
     """Who does not exist is USER_NOT_FOUND, to list, to reset, and as the caller."""
-    boss = await factors.somebody()
+    boss = await factors.boss()
     listed = factors.mfa.list_factors(uuid4(), after=None, limit=5)
     assert await reason_of(listed) == "USER_NOT_FOUND"
     reset = factors.mfa.reset(boss.caller, user_id=uuid4(), reason="x", key=None)

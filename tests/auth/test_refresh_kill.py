@@ -13,7 +13,7 @@ from services.auth.domain.sessions import digest
 from tests.factories import Process, an_address, start_process
 from tests.running import PASSWORD, free_port, refusal_of
 
-ROUNDS = 4
+ROUNDS = 10
 CLIENTS = 16
 LONGEST_SECONDS = 0.4
 GRACE_SECONDS = 1

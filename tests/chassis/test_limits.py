@@ -82,6 +82,18 @@ async def test_a_success_is_forgiven_and_only_then(limits: Limits) -> None:
     assert await held_off(limits, ada) > 0
 
 
+async def test_who_is_held_off_is_not_forgiven(limits: Limits) -> None:
+    """A pair is forgiven by a check that all pass: its wait would tell afterwards."""
+    pair, place = somebody(), somebody(Limit("place", free=0, first=60.0, longest=60.0))
+    for _ in range(LIMIT.free):
+        await limits.failed(pair)
+    await limits.failed(place)
+    with pytest.raises(TooManyAttempts):
+        await limits.check(place, pair, forgive=pair)
+    await limits.failed(pair)
+    assert await held_off(limits, pair) > 0
+
+
 async def test_processes_share_their_counts(redis_url: str) -> None:
     """What fails in one process is held off in another, and is forgiven there too."""
     strict = Limit("strict", free=1, first=60.0, longest=60.0)

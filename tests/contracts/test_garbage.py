@@ -24,7 +24,7 @@ from tests.contracts.requests import request_for
 from tests.contracts.requests.given import Given
 from tests.running import PASSWORD, Metadata
 
-CALLS = int(os.environ.get("FINITY_GARBAGE_CALLS", "2000"))
+CALLS = int(os.environ.get("FINITY_GARBAGE_CALLS", "10000"))
 WARM_UP = 500
 AT_ONCE = 64
 GROWTH = 50 * 1024 * 1024

@@ -22,6 +22,7 @@ class Rejection(StrEnum):
 
     EMAIL_INVALID = "email_invalid"
     ROLE_UNKNOWN = "role_unknown"
+    ROLE_DENIED = "role_denied"
     CREATE_TIME_INVALID = "create_time_invalid"
     HASH_FORMAT_UNKNOWN = "hash_format_unknown"
     HASH_TOO_WEAK = "hash_too_weak"
@@ -67,6 +68,9 @@ def judge(newcomer: Newcomer, now: datetime) -> Rejection | None:
         return Rejection.EMAIL_INVALID
     if newcomer.role is None:
         return Rejection.ROLE_UNKNOWN
+    if newcomer.role is Role.ADMIN:
+        # Administrators are made one by one, with a reason: SetRole.
+        return Rejection.ROLE_DENIED
     if created_at(newcomer, now) is None:
         return Rejection.CREATE_TIME_INVALID
     return None

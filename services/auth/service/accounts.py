@@ -10,6 +10,7 @@ from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.limits import Try
 from chassis.postgres import Connection
+from chassis.refusals import AccessDenied
 from chassis.revocations import Revocations
 from services.auth.domain.admin_logs import Action
 from services.auth.domain.sessions import EndReason
@@ -132,6 +133,9 @@ class AccountService:
                 nonlocal ended
                 admins = await users.lock_admins(conn, now)
                 if actor.user_id is not None:
+                    if actor.user_id not in admins:
+                        # Demoted or banned while this call waited.
+                        raise AccessDenied
                     require_fresh(actor, await self._administrator(conn, actor.user_id), now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:

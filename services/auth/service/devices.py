@@ -128,9 +128,9 @@ class DeviceService:
             user = await users.get_user(conn, user_id)
             if user is None:
                 raise UserNotFound
-            # Before the code is looked at: whoever lacks a factor learns nothing of it.
-            if user.mfa_enabled_at is not None and caller.acr != Acr.AAL2:
-                require_fresh(caller, user, now)
+            # A device's session outlives the token that approves it. Before the code is looked at:
+            # whoever lacks a proof learns nothing of it.
+            require_fresh(caller, user, now)
             approval = await self._approval(conn, caller, user_id, session_id, now)
             approved = await devices.approve(conn, code, approval, now)
             if approved is None:

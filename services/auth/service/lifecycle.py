@@ -108,16 +108,6 @@ class LifecycleService:
             account = await lifecycle.export_account(conn, user_id)
             if account is None:
                 raise UserNotFound
-            if caller.user_id != user_id:
-                await admin_logs.insert_admin_log(
-                    conn,
-                    log_id=uuid7(now),
-                    actor=caller.key,
-                    action="export_user_data",
-                    target=user_id,
-                    details={},
-                    now=now,
-                )
             found = {
                 "pending_mails": await lifecycle.export_pending_mails(
                     conn, account["email"], EXPORTED_RECORDS
@@ -127,6 +117,17 @@ class LifecycleService:
             for table in lifecycle.PERSONAL:
                 found[table] = await lifecycle.export_records(
                     conn, table, user_id, EXPORTED_RECORDS
+                )
+            # Last: it holds the head of the log until the commit.
+            if caller.user_id != user_id:
+                await admin_logs.insert_admin_log(
+                    conn,
+                    log_id=uuid7(now),
+                    actor=caller.key,
+                    action="export_user_data",
+                    target=user_id,
+                    details={},
+                    now=now,
                 )
         for kind, (records, total) in found.items():
             data[kind] = records

@@ -15,6 +15,7 @@ from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
+from chassis.refusals import AccessDenied
 from chassis.revocations import Revocations
 from services.auth.domain.mfa import (
     ENROLMENT_LIFE,
@@ -231,9 +232,11 @@ class MfaService:
             await enqueue(conn, Mail("mfa_disabled", user.email), now)
 
     async def _require_fresh_admin(self, conn: Connection, caller: Caller, now: datetime) -> None:
-        admin = await users.get_user(conn, caller.user_id) if caller.user_id else None
+        # Locked first, as every administration does: one demoted or banned meanwhile acts no more.
+        admins = await users.lock_admins(conn, now)
+        admin = await users.get_user(conn, caller.user_id) if caller.user_id in admins else None
         if admin is None:
-            raise UserNotFound
+            raise AccessDenied
         require_fresh(caller, admin, now)
 
     def _seal(self, user_id: UUID, secret: bytes) -> bytes:

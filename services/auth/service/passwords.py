@@ -23,6 +23,7 @@ from services.auth.errors import (
 from services.auth.service.attempts import Attempts
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
+from services.auth.service.step_up import require_fresh
 from services.auth.store import emails, sessions, users
 from services.auth.strength import COMMON_PASSWORDS, Strength
 
@@ -75,6 +76,9 @@ class PasswordService:
         user, hashed = found
         if hashed is None:
             raise PasswordNotSet
+        if user.mfa_enabled_at is not None:
+            # The old password alone is one factor of two.
+            require_fresh(caller, user, room.clock.now())
         require_acceptable(new, user.email, name="new_password")
         await self._attempts.check(user.email, address)
         fits = await room.passwords.verify(current, hashed)

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from chassis.callers import Caller
 from chassis.errors import Refusal
 from chassis.postgres import Connection
+from chassis.refusals import TooManyAttempts
 from services.auth.domain.mfa import Purpose, read_challenge
 from services.auth.domain.sessions import Acr, Means
 from services.auth.domain.users import User
@@ -83,8 +84,7 @@ class ProofService:
             ):
                 raise MfaChallengeInvalid
             judged = await self._judge(conn, user, proof, now)
-            if not isinstance(judged, Refusal):
-                await self._attempts.succeeded(account, address)
+            if not isinstance(judged, Refusal) and await self._in_time(account, address):
                 # The try was counted under the same row's lock; this lets nobody in after it.
                 if not await mfa.take_challenge(
                     conn, held.id, Purpose.SIGN_IN, user_id=user.id, now=now
@@ -128,13 +128,25 @@ class ProofService:
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             judged = await self._judge(conn, user, proof, now)
-            if not isinstance(judged, Refusal):
-                await self._attempts.succeeded(account, address)
+            if not isinstance(judged, Refusal) and await self._in_time(account, address):
                 tokens = await self._raise(conn, caller, user, amr=judged, acr=Acr.AAL2)
         if tokens is None:
             await self._attempts.failed(account, address)
             raise judged if isinstance(judged, Refusal) else MfaCodeInvalid
         return tokens
+
+    async def _in_time(self, account: str, address: str | None) -> bool:
+        """
+        Tells whether a right proof comes before the limit was used up, and forgives if so.
+
+        Raised here, TooManyAttempts would roll back that the proof was used; it is
+        raised after the commit, by counting the failure.
+        """
+        try:
+            await self._attempts.succeeded(account, address)
+        except TooManyAttempts:
+            return False
+        return True
 
     async def _by_password(self, caller: Caller, password: str, address: str | None) -> Tokens:
         async with self._room.database.connection() as conn:

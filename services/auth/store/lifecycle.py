@@ -13,7 +13,8 @@ from services.auth.domain.users import Role
 # no secret and nothing made from one. Erasing deletes these rows; a test asks that none is missing.
 PERSONAL: Mapping[str, str] = {
     "sessions": "created_at, id, device, host(address) AS address, amr, acr, authenticated_at,"
-    " refreshed_at, last_seen_at, expires_at, ended_at, end_reason, ended_by",
+    " refreshed_at, last_seen_at, expires_at, ended_at, end_reason,"
+    " split_part(ended_by, ':', 1) AS ended_by",
     "email_verifications": "created_at, purpose, email, expires_at, verified_at",
     "email_sign_ins": "created_at, email, expires_at, used_at",
     "reset_requests": "requested_at, email, expires_at, used_at",

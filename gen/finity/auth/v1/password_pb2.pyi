@@ -235,6 +235,8 @@ class _ImportRejectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Impor
     """A hash that costs less to guess than the minimum of its format."""
     IMPORT_REJECTION_HASH_TOO_COSTLY: _ImportRejection.ValueType  # 6
     """A hash that costs more to verify than the maximum of its format."""
+    IMPORT_REJECTION_ROLE_DENIED: _ImportRejection.ValueType  # 7
+    """No administrator is imported: SetRole makes one, with a reason."""
 
 class ImportRejection(_ImportRejection, metaclass=_ImportRejectionEnumTypeWrapper):
     """ImportRejection is why a user of an import was not taken. Whose hash is
@@ -255,6 +257,8 @@ IMPORT_REJECTION_HASH_TOO_WEAK: ImportRejection.ValueType  # 5
 """A hash that costs less to guess than the minimum of its format."""
 IMPORT_REJECTION_HASH_TOO_COSTLY: ImportRejection.ValueType  # 6
 """A hash that costs more to verify than the maximum of its format."""
+IMPORT_REJECTION_ROLE_DENIED: ImportRejection.ValueType  # 7
+"""No administrator is imported: SetRole makes one, with a reason."""
 Global___ImportRejection: _TypeAlias = ImportRejection  # noqa: Y015
 
 @_typing.final
