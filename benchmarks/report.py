@@ -16,6 +16,7 @@ from benchmarks.rows import (
     PEER,
     QUIET,
     RECORD,
+    SODIUM,
     STORMED,
     VALIDATE,
     VERIFIER,
@@ -132,6 +133,10 @@ class Report:
         if record and peer:
             times = f"{record.ratio(peer):.1f} times"
             found.append(f"RecordUsage, one process, is {times} the peer with a process a core.")
+        login, sodium = self.find("Login", "native"), self.find(SODIUM, "-")
+        if login and sodium:
+            times = f"{login.ratio(sodium):.0%}"
+            found.append(f"Login reaches {times} of what its own library, libsodium, does alone.")
         for transport in ("native", "grpcio"):
             ours = self.find("empty call, bare", transport)
             other = self.find("empty call, bare", transport, "h2load")

@@ -23,6 +23,7 @@ FEW, MANY = 64, 256
 BATCH = 1000
 PEER = "FastAPI + SQLAlchemy"
 RECORD, BATCHES, HASHING = "RecordUsage", "RecordUsageBatch", "argon2id alone"
+SODIUM = "argon2id alone, libsodium"
 VALIDATE, CHECK = "ValidateToken", "FastAPI + PyJWT + SQLAlchemy"
 VERIFIER = "a verifier, in its process"
 QUIET, STORMED = "ValidateToken, few", "ValidateToken, few, in a storm of logins"
@@ -132,7 +133,9 @@ def _tokens(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> I
     storm = Calls("grpc", auth.address, f"{AUTH}Login", (), logins, LINES, 4)
     yield Row("Login", "native", storm, LINES * 4, Handled(auth, "Login"))
     threads = cores()
-    yield Row(HASHING, "-", Hashing(PASSWORD, people.password_hash, threads), threads, None)
+    password = (PASSWORD, people.password_hash, threads)
+    yield Row(HASHING, "-", Hashing(*password, "argon2-cffi"), threads, None)
+    yield Row(SODIUM, "-", Hashing(*password, "libsodium"), threads, None)
     few = Calls("grpc", auth.address, path, service, tokens, LINES, 1)
     yield Row(QUIET, "native", few, LINES, validated)
     yield Row(STORMED, "native", Stormed(few, storm), LINES, validated)

@@ -91,6 +91,8 @@ class Limits:
 
     def check_here(self, *tries: Try) -> None:
         """TooManyAttempts while this process knows that any of them is held off."""
+        if not self._counts:
+            return
         wait = max(self._wait(one) for one in tries)
         if wait > 0:
             raise TooManyAttempts(retry_after=wait)

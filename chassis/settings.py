@@ -6,6 +6,7 @@ the product fixed. The defaults are the development stack of docker-compose.yml;
 with FINITY_ENV=production a service refuses to start on any of them.
 """
 
+import functools
 import hashlib
 import hmac
 import json
@@ -122,8 +123,12 @@ class ServiceSettings(BaseSettings):
 
     def derive(self, purpose: str) -> bytes:
         """Returns 32 bytes for one purpose, so that no two uses share a key."""
-        secret = self.secret.get_secret_value().encode()
-        return hmac.digest(secret, f"finity:{purpose}".encode(), hashlib.sha256)
+        return _derive(self.secret.get_secret_value(), purpose)
+
+
+@functools.lru_cache(maxsize=100)
+def _derive(secret: str, purpose: str) -> bytes:
+    return hmac.digest(secret.encode(), f"finity:{purpose}".encode(), hashlib.sha256)
 
 
 def is_development_database(url: str) -> bool:

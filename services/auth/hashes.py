@@ -56,7 +56,7 @@ _DJANGO = re.compile(
 
 
 class Foreign(Protocol):
-    """A hash that argon2-cffi does not verify."""
+    """A hash of another kind than argon2."""
 
     def fault(self) -> Rejection | None:
         """Returns why an import must not take it."""

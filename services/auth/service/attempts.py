@@ -1,5 +1,6 @@
 """How often a secret may be guessed: per account, per address, and per pair of both."""
 
+import functools
 import ipaddress
 
 from chassis.limits import Try
@@ -8,6 +9,7 @@ from services.auth.service.room import Room
 V4, V6_PREFIX = 4, 64
 
 
+@functools.lru_cache(maxsize=1000)
 def network(address: str | None) -> str:
     """Returns what one customer of a network has: an IPv4 address, or an IPv6 /64."""
     if address is None:

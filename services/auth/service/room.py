@@ -1,7 +1,6 @@
 """What the use cases of the room stand on."""
 
 import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -62,4 +61,6 @@ class Room:
 
     def pseudonym(self, text: str) -> str:
         """Returns a stand-in for an address or account in places that must not name anybody."""
-        return hmac.digest(self.derive("pseudonyms"), text.encode(), hashlib.sha256)[:16].hex()
+        # BLAKE2 keyed (RFC 7693): unlike HMAC it does not let go of the interpreter for so little.
+        key = self.derive("pseudonyms")
+        return hashlib.blake2b(text.encode(), key=key, digest_size=16).hexdigest()

@@ -113,19 +113,20 @@ class SessionService:
             authenticated_at=means.authenticated_at,
         )
         token_id = str(uuid4())
+        refresh_token = write_refresh_token(self._refresh_key, session.id, 0)
         user = await sessions.open_session(
             conn,
             session,
             device=means.device,
             address=means.address,
             access_token_id=token_id,
-            refresh_digest=digest(write_refresh_token(self._refresh_key, session.id, 0)),
+            refresh_digest=digest(refresh_token),
             verified=password.hashed if password else None,
             new_hash=password.new_hash if password else None,
         )
         if user is None:
             raise await self._refusal(conn, user_id, means, now, password)
-        return self.tokens(user, session, token_id, now), user
+        return self.tokens(user, session, token_id, now, refresh_token), user
 
     async def login(
         self, *, email: str, password: str, means: Means, key: Key | None
@@ -315,9 +316,18 @@ class SessionService:
                 )
                 return session, RefreshTokenReplayed()
 
-    def tokens(self, user: User, session: Session, token_id: str, now: datetime) -> Tokens:
-        """Signs what the client keeps of a session."""
+    def tokens(
+        self,
+        user: User,
+        session: Session,
+        token_id: str,
+        now: datetime,
+        refresh_token: str | None = None,
+    ) -> Tokens:
+        """Signs what the client keeps of a session; its refresh token may be written already."""
         expires = min(now + self._room.policy.access_token, session.expires_at)
         access = self._room.signer.sign(user, session, token_id=token_id, now=now, expires=expires)
-        refresh = write_refresh_token(self._refresh_key, session.id, session.counter)
+        refresh = refresh_token or write_refresh_token(
+            self._refresh_key, session.id, session.counter
+        )
         return Tokens(session, access, expires, refresh)
