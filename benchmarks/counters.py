@@ -93,7 +93,8 @@ def _differences(accounts: str, said: str, table: str, amount: str) -> str:
 
 
 _DRAWS = (
-    "(SELECT e.user_id, d.amount FROM credit_draws d JOIN credit_entries e ON e.id = d.entry_id)"
+    "(SELECT e.user_id, d.amount FROM credit_entries e, unnest(e.drawn) AS d (amount)"
+    " WHERE e.kind = 'use')"
 )
 _DIFFERENCES = {
     "tool_usage": _differences("credit_accounts", "a.used", "tool_usage", "credits_used"),
@@ -101,7 +102,7 @@ _DIFFERENCES = {
     "credit_entries": _differences(
         "credit_accounts", "a.granted - a.used", "credit_entries", "amount"
     ),
-    "credit_draws": _differences("credit_accounts", "a.used", f"{_DRAWS} AS x", "amount"),
+    "draws": _differences("credit_accounts", "a.used", f"{_DRAWS} AS x", "amount"),
     "credit_grants": _differences(
         "credit_accounts", "a.granted - a.used", "credit_grants", "remaining"
     ),

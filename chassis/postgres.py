@@ -7,7 +7,7 @@ its kind, or a defect.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -116,22 +116,29 @@ async def _roll_back(connection: Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str, *, role: str | None, application: str) -> AsyncIterator[Database]:
-    """Opens the pool; every connection acts as `role`, so that the room's grants hold."""
+async def open_database(
+    url: str, *, role: str | None, application: str, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Database]:
+    """
+    Opens the pool; every connection acts as `role`, so that the room's grants hold.
+
+    `settings` are parameters of the server that the room's statements want.
+    """
     dsn = parse_dsn(url)
-    settings = {
+    own = {
         "statement_timeout": str(STATEMENT_TIMEOUT_MS),
         "lock_timeout": str(LOCK_TIMEOUT_MS),
         "idle_in_transaction_session_timeout": str(3 * STATEMENT_TIMEOUT_MS),
         "search_path": dsn.search_path,
         **({"role": role} if role else {}),
+        **(settings or {}),
     }
-    options: dict[str, Any] = {"server_settings": settings | {"application_name": application}}
+    options: dict[str, Any] = {"server_settings": own | {"application_name": application}}
     per_transaction = ""
     if dsn.pgbouncer:
         # A session is shared there: no prepared statement and no setting outlives a transaction.
         options = {"statement_cache_size": 0}
-        per_transaction = "".join(f" SET LOCAL {name} = {v};" for name, v in settings.items())
+        per_transaction = "".join(f" SET LOCAL {name} = {v};" for name, v in own.items())
     with connecting(dsn):
         pool = await asyncpg.create_pool(
             dsn.url,

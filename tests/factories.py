@@ -36,9 +36,13 @@ from services.auth.service.room import Guesses, Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.signing_keys import SigningKeys
 from services.auth.store import users
-from services.usage import store as usage_store
-from services.usage.domain import Category, Event, Grant, Terms
-from services.usage.service import UsageService
+from services.usage.domain.grants import Category, Grant, Terms
+from services.usage.domain.metering import Event
+from services.usage.service import room as usage_room
+from services.usage.service.accounts import AccountService as CreditAccountService
+from services.usage.service.metering import MeteringService
+from services.usage.store import accounts as credit_accounts
+from services.usage.store import grants as credit_grants
 from tests.running import PASSWORD, SERVICE_KEY, refusal_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,6 +137,15 @@ async def open_auth(
         passwords.close()
 
 
+@dataclass(slots=True)
+class UsageRoom:
+    """The usage room's parts without a server in front."""
+
+    room: usage_room.Room
+    accounts: CreditAccountService
+    metering: MeteringService
+
+
 @contextlib.asynccontextmanager
 async def open_usage(
     database: Database,
@@ -141,18 +154,19 @@ async def open_usage(
     signup_credits: int = 0,
     flush_events: int = 4000,
     queue_events: int = 50_000,
-) -> AsyncIterator[UsageService]:
+) -> AsyncIterator[UsageRoom]:
     """The usage room with its flusher running; any number of them may share a database."""
-    service = UsageService(
+    room = usage_room.Room(
         database=database,
         clock=clock,
         signup_credits=signup_credits,
         flush_events=flush_events,
         queue_events=queue_events,
     )
-    await service.make_partitions()
-    async with server.background(service.meter.run):
-        yield service
+    metering = MeteringService(room)
+    await metering.make_partitions()
+    async with server.background(metering.meter.run):
+        yield UsageRoom(room, CreditAccountService(room), metering)
 
 
 @contextlib.asynccontextmanager
@@ -194,11 +208,14 @@ async def make_user(
 async def make_account(conn: Connection, clock: Clock, *, credits: int = 0) -> UUID:
     """Inserts a user with an open account of exactly `credits`; returns the user's id."""
     user = await make_user(conn, clock)
-    await usage_store.open_account(conn, user.id, clock.now())
+    now = clock.now()
+    await credit_accounts.open_account(conn, user.id, now)
     if credits:
         grant = make_grant(user.id, clock, amount=credits)
-        await usage_store.insert_grant(conn, grant)
-        await usage_store.add_granted(conn, grant, entry_id=uuid7(clock.now()))
+        await credit_grants.insert_grant(conn, grant)
+        book = await usage_room.lock_book(conn, user.id, now)
+        book.add(grant, now)
+        await credit_accounts.write_books(conn, [book], now)
     return user.id
 
 
@@ -209,14 +226,16 @@ def make_terms(
     amount: int = 100,
     priority: int = 50,
     category: Category = Category.PROMOTIONAL,
+    effective_at: datetime | None = None,
+    expires_at: datetime | None = None,
 ) -> Terms:
-    return Terms(source, source_ref, amount, priority, category)
+    return Terms(source, source_ref, amount, priority, category, effective_at, expires_at)
 
 
 def make_grant(user_id: UUID, clock: Clock, **terms: Any) -> Grant:
     """A grant yet to be stored; `terms` are those of make_terms."""
-    asked = make_terms(**terms)
-    return Grant(uuid7(clock.now()), user_id, asked, asked.amount, clock.now())
+    asked, now = make_terms(**terms), clock.now()
+    return Grant(uuid7(now), user_id, asked, asked.amount, now, asked.effective_at or now)
 
 
 def make_event(
@@ -295,10 +314,10 @@ _INVARIANTS = {
     "used = sum of events": """
         SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(sum(credits_used), 0)
         FROM tool_usage u WHERE u.user_id = a.user_id) LIMIT 1""",
-    "used = sum of draws": """
-        SELECT true FROM credit_accounts a WHERE overdraft_limit = 0 AND used <> (
-        SELECT coalesce(sum(d.amount), 0) FROM credit_draws d JOIN credit_entries e
-        ON e.id = d.entry_id WHERE e.user_id = a.user_id) LIMIT 1""",
+    "available = what is left of active grants - debt": """
+        SELECT true FROM credit_accounts a WHERE granted - used - reserved + debt <> (
+        SELECT coalesce(sum(remaining), 0) FROM credit_grants g
+        WHERE g.user_id = a.user_id AND activated_at IS NOT NULL) LIMIT 1""",
     "used = sum of rollups": """
         SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(sum(credits), 0)
         FROM usage_rollups r WHERE r.user_id = a.user_id) LIMIT 1""",
@@ -307,23 +326,22 @@ _INVARIANTS = {
         (SELECT count(*) FROM tool_usage u WHERE u.user_id = a.user_id) <>
         (SELECT coalesce(sum(calls), 0) FROM usage_rollups r WHERE r.user_id = a.user_id)
         LIMIT 1""",
-    "granted = sum of grants less what was voided": """
-        SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(
-        CASE WHEN voided_at IS NULL THEN amount ELSE amount - remaining END), 0)
-        FROM credit_grants g WHERE g.user_id = a.user_id) LIMIT 1""",
-    "granted = sum of grant and void entries": """
+    "granted = sum of what was granted, voided and expired": """
         SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(amount), 0)
-        FROM credit_entries e WHERE e.user_id = a.user_id AND kind IN ('grant', 'void')) LIMIT 1""",
+        FROM credit_entries e WHERE e.user_id = a.user_id
+        AND kind IN ('grant', 'void', 'expire', 'adjust')) LIMIT 1""",
     "a closed account has nothing left": """
         SELECT true FROM credit_accounts a JOIN credit_grants g USING (user_id)
         WHERE a.closed_at IS NOT NULL AND g.depleted_at IS NULL AND g.voided_at IS NULL LIMIT 1""",
     "remaining = amount - draws": """
-        SELECT true FROM credit_grants g WHERE remaining <> amount - (
-        SELECT coalesce(sum(amount), 0) FROM credit_draws d WHERE d.grant_id = g.id) LIMIT 1""",
+        SELECT true FROM credit_grants g WHERE activated_at IS NOT NULL AND remaining <> amount - (
+        SELECT coalesce(sum(d.amount), 0) FROM credit_entries e,
+        unnest(e.grant_ids, e.drawn) AS d (grant_id, amount)
+        WHERE e.user_id = g.user_id AND d.grant_id = g.id) LIMIT 1""",
     "an entry = its draws": """
         SELECT true FROM credit_entries e JOIN credit_accounts USING (user_id)
-        WHERE kind = 'use' AND overdraft_limit = 0 AND -amount <> (
-        SELECT coalesce(sum(amount), 0) FROM credit_draws d WHERE d.entry_id = e.id) LIMIT 1""",
+        WHERE kind = 'use' AND overdraft_limit = 0 AND -e.amount <> (
+        SELECT coalesce(sum(d), 0) FROM unnest(e.drawn) AS d) LIMIT 1""",
     "an entry = its events": """
         SELECT true FROM credit_entries e WHERE kind = 'use' AND -amount <> (
         SELECT coalesce(sum(credits_used), 0) FROM tool_usage u WHERE u.entry_id = e.id

@@ -5,19 +5,19 @@ import asyncio
 import structlog
 
 from chassis.errors import Refusal
-from services.usage.service import UsageService
+from services.usage.service.metering import MeteringService
 
 LOOK_AHEAD_SECONDS = 6 * 3600.0
 RETRY_SECONDS = 60.0
 _log = structlog.get_logger()
 
 
-async def look_ahead_forever(service: UsageService) -> None:
+async def look_ahead_forever(metering: MeteringService) -> None:
     """Makes missing partitions every few hours until cancelled."""
     while True:
         pause = LOOK_AHEAD_SECONDS
         try:
-            made = await service.make_partitions()
+            made = await metering.make_partitions()
             if made:
                 _log.info("partitions made", count=made)
         except Refusal as refusal:

@@ -41,13 +41,12 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "credit_accounts": WRITE,
         "credit_grants": WRITE,
         "credit_entries": APPEND,
-        "credit_draws": APPEND,
         "credit_reservations": WRITE,
         "tool_usage": APPEND,
         "usage_rollups": WRITE,
     },
 }
-INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "credit_draws", "auth_outbox")
+INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "auth_outbox")
 # Everybody may read how far the database is migrated: services ask at their start.
 SHARED = {"finity_migrations": READ}
 

@@ -8,10 +8,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from chassis.clock import SystemClock
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
-from services.usage import store
-from services.usage.domain import Draw, Event
+from services.usage.domain.metering import Event
+from services.usage.service.room import lock_book
+from services.usage.store import accounts, metering
+from tests.factories import make_grant
 
 # Sections 2 to 4 of the document, for the rooms that exist: table → columns.
 COLUMNS: dict[str, list[str]] = {
@@ -159,9 +162,9 @@ async def busy(usage_database: Database, auth_database: Database) -> Busy:
         events.append(Event(uuid7(at), users[number % len(users)], "tool", 0, at))
     async with usage_database.transaction() as conn:
         await conn.fetchval("SELECT usage_make_partitions($1, $2)", events[-1].time, now)
-        await store.write_flush(conn, store.Flush(events, {}), now)
+        await metering.write_events(conn, events, {})
         for user in users:
-            await store.open_account(conn, user, now)
+            await accounts.open_account(conn, user, now)
     return Busy(users[0], events)
 
 
@@ -197,7 +200,8 @@ class Recorder:
     async def sequential(self) -> list[str]:
         """Names what is read from end to end; a month without rows may be."""
         rows = await self._conn.fetch("SELECT relname FROM pg_class WHERE reltuples > 0")
-        filled = {row["relname"] for row in rows if "usage" in row["relname"]}
+        names = [row["relname"] for row in rows]
+        filled = {name for name in names if name.startswith(("usage", "tool_usage", "credit"))}
         return [name for kind, name in self.scans if kind == "Seq Scan" and name in filled]
 
 
@@ -213,17 +217,18 @@ async def analyse(server_url: str, usage_database: Database) -> None:
 async def test_the_flush_reads_no_usage(
     usage_database: Database, server_url: str, busy: Busy
 ) -> None:
-    """The statement that writes a flush has no sequential scan on tool_usage or its rollups."""
+    """No statement of a flush has a sequential scan on a table of the room."""
     await analyse(server_url, usage_database)
     now = datetime.now(UTC)
-    entry, grant = uuid7(now), uuid7(now)
     events = [Event(uuid7(now), busy.user_id, "tool", 2, now) for _ in range(50)]
-    flush = store.Flush(events, {busy.user_id: entry})
-    flush.spent.append((entry, busy.user_id, 100, 0, 1))
-    flush.draws.append((entry, Draw(grant, 100)))
     async with usage_database.transaction() as conn:
+        book = await lock_book(conn, busy.user_id, now)
+        book.add(make_grant(busy.user_id, SystemClock()), now)
+        posting = book.spend(100, now)
         recorder = Recorder(conn)
-        await store.write_flush(recorder, flush, now)
+        await accounts.lock_books(recorder, [busy.user_id], now)
+        await accounts.write_books(recorder, [book], now)
+        await metering.write_events(recorder, events, {busy.user_id: posting.id})
         assert recorder.scans
         assert await recorder.sequential() == []
 
@@ -235,8 +240,8 @@ async def test_events_are_found_by_their_ids(
     await analyse(server_url, usage_database)
     async with usage_database.connection() as conn:
         recorder = Recorder(conn)
-        await store.find_events(recorder, [event.id for event in busy.events[:20]])
-        await store.list_usage(
+        await metering.find_events(recorder, [event.id for event in busy.events[:20]])
+        await metering.list_usage(
             recorder, user_id=busy.user_id, start=None, end=None, before=None, limit=51
         )
         assert recorder.scans

@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from chassis.postgres import Connection, Database
-from services.usage.service import UsageService
-from tests.factories import connect_owner, open_usage
+from tests.factories import UsageRoom, connect_owner, open_usage
 from tests.fakes import FakeClock
 
 
@@ -18,7 +17,7 @@ async def owner(database_url: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def usage(usage_database: Database, clock: FakeClock) -> AsyncIterator[UsageService]:
+async def usage(usage_database: Database, clock: FakeClock) -> AsyncIterator[UsageRoom]:
     """The usage room with its flusher running and no server in front."""
     async with open_usage(usage_database, clock) as service:
         yield service

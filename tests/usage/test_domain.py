@@ -1,14 +1,22 @@
 """The rules of credits and metering, by properties."""
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.usage import domain
-from services.usage.domain import NEWEST_EVENT, OLDEST_EVENT, Balance, Event, Outcome
+from services.usage.domain.book import Book
+from services.usage.domain.grants import Category, Grant, Terms
+from services.usage.domain.metering import (
+    NEWEST_EVENT,
+    OLDEST_EVENT,
+    Event,
+    Outcome,
+    in_window,
+    settle,
+)
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -26,7 +34,7 @@ events = st.builds(
 
 
 @st.composite
-def accounts(draw: st.DrawFn) -> dict[UUID, Balance]:
+def accounts(draw: st.DrawFn) -> dict[UUID, Book]:
     """Accounts of some of the users, none overdrawn."""
     opened = {}
     for user_id in draw(st.sets(st.sampled_from(USERS))):
@@ -34,16 +42,16 @@ def accounts(draw: st.DrawFn) -> dict[UUID, Balance]:
         overdraft = draw(st.sampled_from([0, 0, 10]))
         used = draw(st.integers(0, granted + overdraft))
         reserved = draw(st.integers(0, granted + overdraft - used))
-        opened[user_id] = Balance(user_id, granted, used, reserved, overdraft, 1)
+        opened[user_id] = Book(user_id, granted, used, reserved, 0, overdraft, 1, None, None, uuid4)
     return opened
 
 
 @given(st.lists(events, max_size=30), accounts(), st.lists(events, max_size=5))
 def test_a_flush_never_overspends(
-    flush: list[Event], opened: dict[UUID, Balance], recorded: list[Event]
+    flush: list[Event], opened: dict[UUID, Book], recorded: list[Event]
 ) -> None:
     """Whatever comes, nobody spends more than the balance and the overdraft together."""
-    settlement = domain.settle(flush, opened, recorded)
+    settlement = settle(flush, opened, recorded)
     for user_id, spent in settlement.spent.items():
         assert spent <= opened[user_id].available + opened[user_id].overdraft_limit
     for event, result in zip(flush, settlement.results, strict=True):
@@ -53,10 +61,10 @@ def test_a_flush_never_overspends(
 
 @given(st.lists(events, max_size=30), accounts(), st.lists(events, max_size=5))
 def test_a_flush_is_decided_in_order(
-    flush: list[Event], opened: dict[UUID, Balance], recorded: list[Event]
+    flush: list[Event], opened: dict[UUID, Book], recorded: list[Event]
 ) -> None:
     """Each event has one result, in order, as if it had come alone after those before it."""
-    settlement = domain.settle(flush, opened, recorded)
+    settlement = settle(flush, opened, recorded)
     assert len(settlement.results) == len(flush)
     left = {user_id: a.available + a.overdraft_limit for user_id, a in opened.items()}
     seen = {event.id: event for event in recorded}
@@ -80,10 +88,10 @@ def test_a_flush_is_decided_in_order(
 
 
 @given(st.lists(events, max_size=20), accounts())
-def test_a_repeated_flush_spends_nothing(flush: list[Event], opened: dict[UUID, Balance]) -> None:
+def test_a_repeated_flush_spends_nothing(flush: list[Event], opened: dict[UUID, Book]) -> None:
     """What was accepted before is a duplicate and costs nothing again."""
-    accepted = domain.settle(flush, opened, []).accepted
-    again = domain.settle(accepted, opened, accepted)
+    accepted = settle(flush, opened, []).accepted
+    again = settle(accepted, opened, accepted)
     assert {result.outcome for result in again.results} <= {Outcome.DUPLICATE}
     assert (again.accepted, dict(again.spent)) == ([], {})
 
@@ -91,12 +99,16 @@ def test_a_repeated_flush_spends_nothing(flush: list[Event], opened: dict[UUID, 
 @given(st.integers(0, 200), st.lists(st.integers(1, 50), max_size=8))
 def test_credits_burn_in_order(amount: int, remaining: list[int]) -> None:
     """Draws take from grants in order, each emptied before the next, and cover what they can."""
-    grants = [(UUID(int=number), left) for number, left in enumerate(remaining)]
-    draws = domain.burn(amount, grants)
+    book = Book(USERS[0], 0, 0, 0, 0, 1000, 0, None, None, uuid4)
+    for number, left in enumerate(remaining):
+        terms = Terms("test", str(number), left, 50, Category.PAID)
+        book.add(Grant(UUID(int=number), USERS[0], terms, left, NOW, NOW), NOW)
+    draws = book.spend(amount, NOW).draws
     assert sum(draw.amount for draw in draws) == min(amount, sum(remaining))
-    assert [draw.grant_id for draw in draws] == [grant_id for grant_id, _ in grants[: len(draws)]]
+    assert book.debt == max(0, amount - sum(remaining))
+    assert [draw.grant_id for draw in draws] == [UUID(int=at) for at in range(len(draws))]
     assert all(draw.amount > 0 for draw in draws)
-    for draw, (_, left) in list(zip(draws, grants, strict=False))[:-1]:
+    for draw, left in list(zip(draws, remaining, strict=False))[:-1]:
         assert draw.amount == left
 
 
@@ -112,4 +124,4 @@ def test_credits_burn_in_order(amount: int, remaining: list[int]) -> None:
 )
 def test_the_window_has_edges(time: datetime, accepted: bool) -> None:
     """An event is accepted from 35 days back to 5 minutes ahead, both included."""
-    assert domain.in_window(time, NOW) is accepted
+    assert in_window(time, NOW) is accepted

@@ -14,7 +14,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode, aio
 
 from chassis.postgres import Connection
-from services.usage import domain, store
+from services.usage.domain.metering import NEWEST_EVENT, OLDEST_EVENT
+from services.usage.store import accounts
 from tests.factories import (
     an_address,
     connect_owner,
@@ -115,8 +116,8 @@ async def test_an_event_is_refused_by_reason(house: House, clock: FakeClock) -> 
         "ACCOUNT_NOT_OPEN",
     )
     out_of_range = (StatusCode.OUT_OF_RANGE, "EVENT_TIME_OUT_OF_RANGE")
-    late = -domain.OLDEST_EVENT - timedelta(seconds=1)
-    early = domain.NEWEST_EVENT + timedelta(seconds=1)
+    late = -OLDEST_EVENT - timedelta(seconds=1)
+    early = NEWEST_EVENT + timedelta(seconds=1)
     for after in (late, early):
         assert await refusal(record(house, an_event(person, clock, after=after))) == out_of_range
     # The last moment a UUIDv7 can name is in the year 10889.
@@ -133,7 +134,7 @@ async def test_an_event_of_a_held_account_is_to_come_back(
     person = await house.person(credits=10)
     event = an_event(person, clock)
     async with owner.transaction():
-        await store.lock_accounts(owner, [UUID(person.user_id)])
+        await accounts.lock_books(owner, [UUID(person.user_id)], clock.now())
         assert await refusal(record(house, event)) == (StatusCode.ABORTED, "CONFLICT")
         request = usage_pb2.RecordUsageBatchRequest(events=[event])
         answer = await house.usage.RecordUsageBatch(request, metadata=house.service)

@@ -3,20 +3,22 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from chassis.postgres import Connection, Database
 from chassis.refusals import Overloaded
-from services.usage import domain, store
-from services.usage.domain import Balance, Category, Event, Outcome, Result
-from services.usage.service import UsageService
+from services.usage.domain.accounts import Balance
+from services.usage.domain.grants import Category
+from services.usage.domain.metering import NEWEST_EVENT, OLDEST_EVENT, Event, Outcome, Result
+from services.usage.store import accounts
 from tests.factories import (
+    UsageRoom,
     at_once,
     ledger_faults,
     make_account,
@@ -29,17 +31,17 @@ from tests.factories import (
 from tests.fakes import FakeClock
 
 
-async def settled(usage: UsageService, events: Sequence[Event]) -> list[Outcome]:
+async def settled(usage: UsageRoom, events: Sequence[Event]) -> list[Outcome]:
     """Records events, again while somebody else holds an account, as a caller would."""
-    outcomes = [result.outcome for result in await usage.record(events)]
+    outcomes = [result.outcome for result in await usage.metering.record(events)]
     while busy := [i for i, outcome in enumerate(outcomes) if outcome is Outcome.ACCOUNT_BUSY]:
-        again = await usage.record([events[i] for i in busy])
+        again = await usage.metering.record([events[i] for i in busy])
         for i, result in zip(busy, again, strict=True):
             outcomes[i] = result.outcome
     return outcomes
 
 
-async def record(usage: UsageService, event: Event) -> Outcome:
+async def record(usage: UsageRoom, event: Event) -> Outcome:
     return (await settled(usage, [event]))[0]
 
 
@@ -49,65 +51,65 @@ async def test_an_account_opens_with_its_allowance_once(
     """However often the event comes, alone or 50 at once, the allowance is granted once."""
     user_id = (await make_user(owner, clock)).id
     async with open_usage(usage_database, clock, signup_credits=100) as usage:
-        await at_once(50, lambda _: usage.open_account(user_id))
+        await at_once(50, lambda _: usage.accounts.open_account(user_id))
         for _ in range(5):
-            balance = await usage.open_account(user_id)
+            balance = await usage.accounts.open_account(user_id)
             assert (balance.available, balance.version) == (100, 1)
     # A later allowance is for later accounts.
     async with open_usage(usage_database, clock, signup_credits=500) as usage:
-        assert (await usage.open_account(user_id)).available == 100
+        assert (await usage.accounts.open_account(user_id)).available == 100
     assert await ledger_faults(owner) == []
 
 
 async def test_a_new_account_may_start_empty(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """Without an allowance the account opens with nothing; before, there is no balance."""
     user_id = (await make_user(owner, clock)).id
-    assert await reason_of(usage.get_balance(user_id)) == "ACCOUNT_NOT_OPEN"
-    assert (await usage.open_account(user_id)).available == 0
-    assert await usage.get_balance(user_id) == Balance(user_id, 0, 0, 0, 0, 0)
-    assert await reason_of(usage.open_account(uuid4())) == "USER_NOT_FOUND"
+    assert await reason_of(usage.accounts.get_balance(user_id)) == "ACCOUNT_NOT_OPEN"
+    assert (await usage.accounts.open_account(user_id)).available == 0
+    assert await usage.accounts.get_balance(user_id) == Balance(user_id, 0, 0, 0, 0, 0)
+    assert await reason_of(usage.accounts.open_account(uuid4())) == "USER_NOT_FOUND"
 
 
-async def test_a_grant_is_given_once(
-    usage: UsageService, owner: Connection, clock: FakeClock
-) -> None:
+async def test_a_grant_is_given_once(usage: UsageRoom, owner: Connection, clock: FakeClock) -> None:
     """50 grants of one source and source_ref add its credits once and answer alike."""
     user_id = (await make_user(owner, clock)).id
-    answers = await at_once(50, lambda _: usage.grant(user_id, make_terms()))
+    answers = await at_once(50, lambda _: usage.accounts.grant(user_id, make_terms()))
     assert len({grant.id for grant, _ in answers}) == 1
     assert {balance.available for _, balance in answers} == {100}
-    other = await usage.grant(user_id, make_terms(source_ref="other"))
+    other = await usage.accounts.grant(user_id, make_terms(source_ref="other"))
     assert other[1].available == 200
     assert await ledger_faults(owner) == []
 
 
 @pytest.mark.parametrize("changed", [{"amount": 101}, {"priority": 1}, {"category": Category.PAID}])
 async def test_a_grant_reference_is_bound_to_its_terms(
-    usage: UsageService, owner: Connection, clock: FakeClock, changed: dict[str, Any]
+    usage: UsageRoom, owner: Connection, clock: FakeClock, changed: dict[str, Any]
 ) -> None:
     """The same reference with other terms is GRANT_REF_REUSED and adds nothing."""
     user_id = await make_account(owner, clock)
-    await usage.grant(user_id, make_terms())
-    assert await reason_of(usage.grant(user_id, make_terms(**changed))) == "GRANT_REF_REUSED"
-    assert (await usage.get_balance(user_id)).available == 100
+    await usage.accounts.grant(user_id, make_terms())
+    assert (
+        await reason_of(usage.accounts.grant(user_id, make_terms(**changed))) == "GRANT_REF_REUSED"
+    )
+    assert (await usage.accounts.get_balance(user_id)).available == 100
 
 
 async def test_a_refused_grant_leaves_nothing(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """USER_NOT_FOUND and BALANCE_LIMIT roll everything back."""
-    assert await reason_of(usage.grant(uuid4(), make_terms())) == "USER_NOT_FOUND"
+    assert await reason_of(usage.accounts.grant(uuid4(), make_terms())) == "USER_NOT_FOUND"
     user_id = await make_account(owner, clock, credits=1)
-    await owner.execute("UPDATE credit_accounts SET granted = 1000000000000000")
+    await usage.accounts.grant(user_id, make_terms(source_ref="most", amount=10**15 - 1))
     terms = make_terms(source_ref="one too many", amount=1)
-    assert await reason_of(usage.grant(user_id, terms)) == "BALANCE_LIMIT"
-    assert await owner.fetchval("SELECT count(*) FROM credit_grants") == 1
+    assert await reason_of(usage.accounts.grant(user_id, terms)) == "BALANCE_LIMIT"
+    assert await owner.fetchval("SELECT count(*) FROM credit_grants") == 2
 
 
 async def test_a_batch_answers_each_event_in_order(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """Accepted, duplicate, reused, short of credits, without account: one never sinks the rest."""
     ada, now = await make_account(owner, clock, credits=5), clock.now()
@@ -122,7 +124,7 @@ async def test_a_batch_answers_each_event_in_order(
         make_event(ada, now, credits=0),
         make_event(ada, now, credits=3),
     ]
-    outcomes = [result.outcome for result in await usage.record(events)]
+    outcomes = [result.outcome for result in await usage.metering.record(events)]
     assert outcomes == [
         Outcome.ACCEPTED,
         Outcome.DUPLICATE,
@@ -132,12 +134,12 @@ async def test_a_batch_answers_each_event_in_order(
         Outcome.ACCEPTED,
         Outcome.ACCEPTED,
     ]
-    assert (await usage.get_balance(ada)).available == 0
+    assert (await usage.accounts.get_balance(ada)).available == 0
     assert await ledger_faults(owner) == []
 
 
 async def test_an_event_is_metered_once(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """50 records of one event spend its credits once; the same id for another event is refused."""
     user_id = await make_account(owner, clock, credits=100)
@@ -151,7 +153,7 @@ async def test_an_event_is_metered_once(
         make_event(user_id, event.time, event_id=event.id, credits=7, tool_name="write"),
     ):
         assert await record(usage, other) is Outcome.EVENT_ID_REUSED
-    assert (await usage.get_balance(user_id)).used == 7
+    assert (await usage.accounts.get_balance(user_id)).used == 7
 
 
 async def test_an_event_id_belongs_to_one_user(
@@ -172,7 +174,7 @@ async def test_an_event_id_belongs_to_one_user(
 
 
 async def test_credits_burn_across_grants(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """Spending empties grants by priority, then promotional before paid, then by age."""
     user_id = await make_account(owner, clock)
@@ -186,7 +188,7 @@ async def test_credits_burn_across_grants(
     ):
         clock.advance(seconds=1)
         terms = make_terms(source_ref=name, amount=10, priority=priority, category=category)
-        grants[name] = (await usage.grant(user_id, terms))[0].id
+        grants[name] = (await usage.accounts.grant(user_id, terms))[0].id
 
     async def left() -> dict[str, int]:
         rows = await owner.fetch(
@@ -194,61 +196,61 @@ async def test_credits_burn_across_grants(
         )
         return {row["source_ref"]: row["remaining"] for row in rows}
 
-    await usage.record([make_event(user_id, clock.now(), credits=15)])
+    await usage.metering.record([make_event(user_id, clock.now(), credits=15)])
     assert await left() == {"first": 0, "gift": 5}
-    await usage.record([make_event(user_id, clock.now(), credits=12)])
+    await usage.metering.record([make_event(user_id, clock.now(), credits=12)])
     assert await left() == {"first": 0, "gift": 0, "later gift": 3}
-    await usage.record([make_event(user_id, clock.now(), credits=20)])
+    await usage.metering.record([make_event(user_id, clock.now(), credits=20)])
     assert await left() == {"first": 0, "gift": 0, "later gift": 0, "paid": 0, "last": 3}
     assert await ledger_faults(owner) == []
 
 
 async def test_a_held_account_holds_up_nobody_else(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """While somebody holds an account its events are told to come back; others are metered."""
     held, free = [await make_account(owner, clock, credits=10) for _ in range(2)]
     known = make_event(held, clock.now(), credits=4)
-    await usage.record([known])
+    await usage.metering.record([known])
     events = [make_event(user_id, clock.now()) for user_id in (held, free)]
     async with owner.transaction():
-        await store.lock_accounts(owner, [held])
-        outcomes = [result.outcome for result in await usage.record(events)]
+        await accounts.lock_books(owner, [held], clock.now())
+        outcomes = [result.outcome for result in await usage.metering.record(events)]
         assert outcomes == [Outcome.ACCOUNT_BUSY, Outcome.ACCEPTED]
         # What was recorded before needs no lock to be told, with the balance as it stands.
-        assert await usage.record([known]) == [Result(Outcome.DUPLICATE, available=6)]
+        assert await usage.metering.record([known]) == [Result(Outcome.DUPLICATE, available=6)]
     assert await settled(usage, events) == [Outcome.ACCEPTED, Outcome.DUPLICATE]
     assert await ledger_faults(owner) == []
 
 
 async def test_an_overdraft_is_spent_without_draws(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """Down to its limit an account may go below zero; what no grant covers has no draw."""
     user_id = await make_account(owner, clock, credits=5)
     await owner.execute("UPDATE credit_accounts SET overdraft_limit = 3")
-    (result,) = await usage.record([make_event(user_id, clock.now(), credits=8)])
+    (result,) = await usage.metering.record([make_event(user_id, clock.now(), credits=8)])
     assert (result.outcome, result.available) == (Outcome.ACCEPTED, -3)
     assert await record(usage, make_event(user_id, clock.now())) is Outcome.NO_CREDITS
-    assert await owner.fetchval("SELECT sum(amount) FROM credit_draws") == 5
+    assert await owner.fetchval("SELECT sum(d) FROM credit_entries, unnest(drawn) AS d") == 5
 
 
 async def test_every_month_of_the_window_has_room(
-    usage: UsageService, owner: Connection, clock: FakeClock
+    usage: UsageRoom, owner: Connection, clock: FakeClock
 ) -> None:
     """An event at each edge and each day of the window lands, now and three months from now."""
     user_id = await make_account(owner, clock, credits=10_000)
     for _ in range(2):
         now = clock.now()
-        oldest = now - domain.OLDEST_EVENT
+        oldest = now - OLDEST_EVENT
         times = [oldest + (now - oldest) / 35 * day for day in range(36)]
-        times.append(now + domain.NEWEST_EVENT)
-        results = await usage.record([make_event(user_id, time) for time in times])
+        times.append(now + NEWEST_EVENT)
+        results = await usage.metering.record([make_event(user_id, time) for time in times])
         assert {result.outcome for result in results} == {Outcome.ACCEPTED}
         # Nobody restarts the service meanwhile.
         clock.advance(days=91)
-    await at_once(10, lambda _: usage.make_partitions())
-    assert await usage.make_partitions() == 0
+    await at_once(10, lambda _: usage.metering.make_partitions())
+    assert await usage.metering.make_partitions() == 0
     assert await ledger_faults(owner) == []
 
 
@@ -265,7 +267,7 @@ async def test_what_does_not_fit_the_queue_is_refused(
         assert len(refusals) + len(accepted) == 200
         assert refusals
         assert all(refusal.retry_after for refusal in refusals)
-        assert (await usage.get_balance(user_id)).used == len(accepted)
+        assert (await usage.accounts.get_balance(user_id)).used == len(accepted)
 
 
 async def spend_at_once(
@@ -280,7 +282,7 @@ async def spend_at_once(
             return await record(flushers[index % 4], make_event(user_id, clock.now()))
 
         outcomes = Counter(await at_once(1000, spend))
-        return outcomes, (await flushers[0].get_balance(user_id)).available
+        return outcomes, (await flushers[0].accounts.get_balance(user_id)).available
 
 
 async def test_a_thousand_spend_what_a_hundred_have(
@@ -302,21 +304,16 @@ async def test_without_the_guards_they_would_overspend(
 ) -> None:
     """Negative control: without the lock and the constraints more than 100 are accepted."""
 
-    async def look_only(conn: Connection, user_ids: Iterable[UUID]) -> dict[UUID, Balance]:
-        found = {user_id: await store.get_balance(conn, user_id) for user_id in user_ids}
-        await asyncio.sleep(0.05)
-        return {user_id: balance for user_id, balance in found.items() if balance}
-
     for table, constraint in (
         ("credit_accounts", "credit_accounts_not_overdrawn"),
         ("credit_grants", "credit_grants_remaining_in_range"),
         ("credit_entries", "credit_entries_version_key"),
     ):
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    monkeypatch.setattr(store, "lock_accounts", look_only)
-    outcomes, available = await spend_at_once(usage_database, owner, clock)
+    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    monkeypatch.setattr(accounts, "LOCK", "")
+    outcomes, _ = await spend_at_once(usage_database, owner, clock)
     assert outcomes[Outcome.ACCEPTED] > 100
-    assert available < 0
     assert await ledger_faults(owner) != []
 
 
@@ -328,22 +325,18 @@ async def test_the_constraint_alone_keeps_an_account_from_going_negative(
 ) -> None:
     """Should the lock ever be forgotten, no more is spent than there is: callers are refused."""
 
-    async def look_only(conn: Connection, user_ids: Iterable[UUID]) -> dict[UUID, Balance]:
-        found = {user_id: await store.get_balance(conn, user_id) for user_id in user_ids}
-        return {user_id: balance for user_id, balance in found.items() if balance}
-
-    monkeypatch.setattr(store, "lock_accounts", look_only)
+    monkeypatch.setattr(accounts, "LOCK", "")
     user_id = await make_account(owner, clock, credits=100)
     async with (
         open_usage(usage_database, clock) as one,
         open_usage(usage_database, clock) as other,
     ):
         calls = (
-            (one, other)[index % 2].record([make_event(user_id, clock.now())])
+            (one, other)[index % 2].metering.record([make_event(user_id, clock.now())])
             for index in range(400)
         )
         await asyncio.gather(*calls, return_exceptions=True)
-        balance = await one.get_balance(user_id)
+        balance = await one.accounts.get_balance(user_id)
     assert 0 <= balance.available <= 100
     assert await ledger_faults(owner) == []
 
@@ -380,7 +373,7 @@ async def test_the_ledger_adds_up_after_anything(
     pool = [
         make_event(
             dice.choice(users),
-            clock.now() - domain.OLDEST_EVENT * dice.random(),
+            clock.now() - OLDEST_EVENT * dice.random(),
             credits=dice.choice([0, 1, 2, 30]),
             tool_name=dice.choice(["search", "write"]),
         )
@@ -399,9 +392,9 @@ async def test_the_ledger_adds_up_after_anything(
                     amount=dice.choice([5, 20]),
                     priority=dice.choice([10, 50]),
                 )
-                await usage.grant(dice.choice(users), terms)
+                await usage.accounts.grant(dice.choice(users), terms)
             else:
-                await usage.record(dice.sample(pool, dice.randrange(1, 12)))
+                await usage.metering.record(dice.sample(pool, dice.randrange(1, 12)))
 
         refused = [answer for answer in await at_once(150, act) if answer is not None]
     assert {refusal.reason for refusal in refused} <= {"GRANT_REF_REUSED"}
@@ -411,14 +404,14 @@ async def test_the_ledger_adds_up_after_anything(
 
 
 async def test_the_room_cannot_edit_its_ledger(
-    usage: UsageService, usage_database: Database, owner: Connection, clock: FakeClock
+    usage: UsageRoom, usage_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
     """Entries, draws and events are insert-only for the service's own role."""
     user_id = await make_account(owner, clock, credits=5)
-    await usage.record([make_event(user_id, clock.now())])
+    await usage.metering.record([make_event(user_id, clock.now())])
     for statement in (
         "UPDATE credit_entries SET amount = -2",
-        "DELETE FROM credit_draws",
+        "DELETE FROM credit_entries",
         "UPDATE tool_usage SET credits_used = 0",
         "DELETE FROM tool_usage",
         "DELETE FROM credit_accounts",

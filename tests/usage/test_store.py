@@ -8,9 +8,11 @@ import pytest
 
 from chassis.ids import uuid7
 from chassis.postgres import Connection
-from services.usage import store
-from services.usage.domain import Category, Draw, Event
+from services.usage.domain.grants import Category
+from services.usage.domain.metering import Event
 from services.usage.errors import BalanceLimit, UserNotFound
+from services.usage.service.room import lock_book
+from services.usage.store import accounts, grants, metering
 from tests.factories import ledger_faults, make_account, make_event, make_grant, make_user
 from tests.fakes import FakeClock
 
@@ -20,26 +22,26 @@ MOST = 10**15
 async def write(conn: Connection, clock: FakeClock, events: list[Event]) -> None:
     """Writes events that cost nothing, in the month's partitions."""
     times = [event.time for event in events]
-    await store.make_partitions(conn, min(times), max(times))
-    await store.write_flush(conn, store.Flush(events, {}), clock.now())
+    await metering.make_partitions(conn, min(times), max(times))
+    await metering.write_events(conn, events, {})
 
 
 async def test_an_account_opens_once(conn: Connection, clock: FakeClock) -> None:
     """Opening an open account leaves it as it is; one of nobody is USER_NOT_FOUND."""
     user_id = await make_account(conn, clock, credits=7)
-    await store.open_account(conn, user_id, clock.now())
-    balance = await store.get_balance(conn, user_id)
+    await accounts.open_account(conn, user_id, clock.now())
+    balance = await accounts.get_balance(conn, user_id)
     assert balance is not None
     assert (balance.granted, balance.available, balance.version) == (7, 7, 1)
-    assert await store.get_balance(conn, uuid4()) is None
+    assert await accounts.get_balance(conn, uuid4()) is None
     with pytest.raises(UserNotFound):
-        await store.open_account(conn, uuid4(), clock.now())
+        await accounts.open_account(conn, uuid4(), clock.now())
 
 
 async def test_accounts_are_locked_in_one_order(conn: Connection, clock: FakeClock) -> None:
-    """lock_accounts returns open accounts only, by user id."""
+    """lock_books returns accounts that were opened, by user id."""
     user_ids = [await make_account(conn, clock) for _ in range(5)]
-    locked = await store.lock_accounts(conn, [*reversed(user_ids), uuid4()])
+    locked = await accounts.lock_books(conn, [*reversed(user_ids), uuid4()], clock.now())
     assert list(locked) == sorted(user_ids)
 
 
@@ -47,31 +49,32 @@ async def test_a_grant_is_stored_once(conn: Connection, clock: FakeClock) -> Non
     """A second grant of the same source and source_ref is not stored; another user's is."""
     ada, bob = await make_account(conn, clock), await make_account(conn, clock)
     grant = make_grant(ada, clock, source_ref="invoice-1", category=Category.PAID)
-    assert await store.insert_grant(conn, grant)
-    assert not await store.insert_grant(conn, make_grant(ada, clock, source_ref="invoice-1"))
-    assert await store.insert_grant(conn, make_grant(bob, clock, source_ref="invoice-1"))
-    assert await store.find_grant(conn, ada, "test", "invoice-1") == grant
+    assert await grants.insert_grant(conn, grant)
+    assert not await grants.insert_grant(conn, make_grant(ada, clock, source_ref="invoice-1"))
+    assert await grants.insert_grant(conn, make_grant(bob, clock, source_ref="invoice-1"))
+    found = await grants.find_grant(conn, ada, "test", "invoice-1")
+    assert (found.id, found.terms.category, found.activated_at) == (grant.id, Category.PAID, None)
 
 
 async def test_an_account_has_a_limit(conn: Connection, clock: FakeClock) -> None:
     """An account holds up to 10^15 granted credits; one more is BALANCE_LIMIT."""
-    user_id = await make_account(conn, clock)
-    await conn.execute("UPDATE credit_accounts SET granted = $1", MOST - 1)
-    for source_ref in ("a", "b"):
-        grant = make_grant(user_id, clock, source_ref=source_ref, amount=1)
-        await store.insert_grant(conn, grant)
-        if source_ref == "a":
-            full = await store.add_granted(conn, grant, entry_id=uuid7(clock.now()))
-            assert full.granted == MOST
+    user_id, now = await make_account(conn, clock), clock.now()
+    for source_ref, amount in (("most", MOST), ("one more", 1)):
+        grant = make_grant(user_id, clock, source_ref=source_ref, amount=amount)
+        await grants.insert_grant(conn, grant)
+        book = await lock_book(conn, user_id, now)
+        book.add(grant, now)
+        if source_ref == "most":
+            await accounts.write_books(conn, [book], now)
         else:
             with pytest.raises(BalanceLimit):
-                await store.add_granted(conn, grant, entry_id=uuid7(clock.now()))
+                await accounts.write_books(conn, [book], now)
 
 
 async def test_grants_burn_in_order(conn: Connection, clock: FakeClock) -> None:
     """Lower priority first, then sooner expiry, promotional before paid, older first."""
-    user_id = await make_account(conn, clock)
-    wanted = [
+    user_id, start = await make_account(conn, clock), clock.now()
+    wanted: list[tuple[int, int | None, Category]] = [
         (10, 9, Category.PAID),
         (50, 1, Category.PAID),
         (50, 2, Category.PROMOTIONAL),
@@ -79,53 +82,95 @@ async def test_grants_burn_in_order(conn: Connection, clock: FakeClock) -> None:
         (50, None, Category.PAID),
         (90, 1, Category.PROMOTIONAL),
     ]
-    grants: list[UUID] = []
+    order: list[UUID] = []
     for index, (priority, days, category) in reversed(list(enumerate(wanted))):
         clock.advance(seconds=1)
+        expires = start + timedelta(days=days) if days else None
         grant = make_grant(
-            user_id, clock, source_ref=str(index), priority=priority, category=category
+            user_id,
+            clock,
+            source_ref=str(index),
+            priority=priority,
+            category=category,
+            expires_at=expires,
         )
-        await store.insert_grant(conn, grant)
-        if days:
-            await conn.execute(
-                "UPDATE credit_grants SET expires_at = $2 WHERE id = $1",
-                grant.id,
-                clock.now() + timedelta(days=days),
-            )
-        grants.insert(0, grant.id)
-    empty = make_grant(user_id, clock, source_ref="empty", priority=0)
-    voided = make_grant(user_id, clock, source_ref="voided", priority=0)
-    for grant in (empty, voided):
-        await store.insert_grant(conn, grant)
-    await conn.execute(
-        "UPDATE credit_grants SET remaining = 0, depleted_at = $2 WHERE id = $1",
-        empty.id,
-        clock.now(),
-    )
-    await conn.execute(
-        "UPDATE credit_grants SET voided_at = $2 WHERE id = $1", voided.id, clock.now()
-    )
-    burnable = await store.burnable_grants(conn, [user_id])
-    assert burnable == {user_id: [(grant_id, 100) for grant_id in grants]}
+        await grants.insert_grant(conn, grant)
+        book = await lock_book(conn, user_id, clock.now())
+        book.add(grant, clock.now())
+        await accounts.write_books(conn, [book], clock.now())
+        order.insert(0, grant.id)
+    book = await lock_book(conn, user_id, clock.now())
+    assert [grant.id for grant in book.grants] == order
+    draws = book.spend(250, clock.now()).draws
+    assert [tuple(draw) for draw in draws] == [(order[0], 100), (order[1], 100), (order[2], 50)]
 
 
 async def test_a_flush_is_written_whole(conn: Connection, clock: FakeClock) -> None:
     """Events, account, entry, draws, grants and rollups of a flush agree."""
-    user_id = await make_account(conn, clock, credits=10)
-    events = [make_event(user_id, clock.now(), credits=cost) for cost in (1, 0, 2)]
-    (grant,) = (await store.burnable_grants(conn, [user_id]))[user_id]
-    entry_id = uuid7(clock.now())
-    flush = store.Flush(
-        events, {user_id: entry_id}, [(entry_id, user_id, 3, 7, 2)], [(entry_id, Draw(grant[0], 3))]
-    )
-    await store.make_partitions(conn, clock.now(), clock.now())
-    await store.write_flush(conn, flush, clock.now())
+    user_id, now = await make_account(conn, clock, credits=10), clock.now()
+    events = [make_event(user_id, now, credits=cost) for cost in (1, 0, 2)]
+    book = await lock_book(conn, user_id, now)
+    posting = book.spend(3, now)
+    await metering.make_partitions(conn, now, now)
+    await accounts.write_books(conn, [book], now)
+    await metering.write_events(conn, events, {user_id: posting.id})
     assert await ledger_faults(conn) == []
-    balance = await store.get_balance(conn, user_id)
+    balance = await accounts.get_balance(conn, user_id)
     assert balance is not None
     assert (balance.used, balance.available, balance.version) == (3, 7, 2)
-    found = await store.find_events(conn, [event.id for event in events])
+    found = await metering.find_events(conn, [event.id for event in events])
     assert sorted(found, key=lambda event: event.id) == sorted(events, key=lambda event: event.id)
+
+
+async def test_what_begins_and_expires_does_so_in_its_order(
+    conn: Connection, clock: FakeClock
+) -> None:
+    """A grant pays debt from when it begins, and only what it has left then expires."""
+    user_id, now = await make_account(conn, clock, credits=5), clock.now()
+    await conn.execute("UPDATE credit_accounts SET overdraft_limit = 100")
+    begins, ends = now + timedelta(hours=1), now + timedelta(hours=2)
+    later = make_grant(
+        user_id, clock, source_ref="later", amount=10, effective_at=begins, expires_at=ends
+    )
+    book = await lock_book(conn, user_id, now)
+    book.spend(8, now)
+    await grants.insert_grant(conn, later)
+    book.add(later, now)
+    await accounts.write_books(conn, [book], now)
+    assert (book.available, book.debt, book.due_at) == (-3, 3, begins)
+    book = await lock_book(conn, user_id, begins)
+    assert (book.available, book.debt, book.due_at) == (7, 0, ends)
+    # Nobody looked until both were over: the same, and seven of them are lost.
+    book = await lock_book(conn, user_id, now + timedelta(days=1))
+    assert (book.available, book.debt, book.granted, book.due_at) == (0, 0, 8, None)
+    assert [(posting.kind, posting.amount, posting.at) for posting in book.postings] == [
+        ("grant", 10, begins),
+        ("expire", -7, ends),
+    ]
+    await accounts.write_books(conn, [book], now + timedelta(days=1))
+    # The use above has no events.
+    left = {"used = sum of events", "used = sum of rollups", "an entry = its events"}
+    assert set(await ledger_faults(conn)) == left
+
+
+UNBALANCED = {
+    "without an entry": "UPDATE credit_accounts SET granted = granted + 1",
+    "with a version that has no entry": "UPDATE credit_accounts SET version = version + 1",
+    "with another grant": "UPDATE credit_grants SET remaining = 9",
+    "with debt": "UPDATE credit_accounts SET debt = 1",
+}
+
+
+@pytest.mark.parametrize("change", UNBALANCED.values(), ids=UNBALANCED)
+async def test_the_database_refuses_an_unbalanced_account(
+    conn: Connection, clock: FakeClock, change: str
+) -> None:
+    """Even SQL written by hand cannot let an account differ from its ledger and its grants."""
+    await make_account(conn, clock, credits=10)
+    touch = "UPDATE credit_accounts SET updated_at = updated_at"
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await conn.execute("; ".join((change, touch)))
+    assert caught.value.constraint_name == "credit_accounts_balance"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +221,7 @@ async def test_usage_is_listed_by_key(conn: Connection, clock: FakeClock) -> Non
         end: datetime | None = None,
         before: tuple[datetime, UUID] | None = None,
     ) -> list[Event]:
-        return await store.list_usage(
+        return await metering.list_usage(
             conn, user_id=user_id, start=start, end=end, before=before, limit=4
         )
 
@@ -195,7 +240,7 @@ async def test_one_instant_has_its_order(conn: Connection, clock: FakeClock) -> 
     listed: list[Event] = []
     before = None
     for _ in events:
-        listed += await store.list_usage(
+        listed += await metering.list_usage(
             conn, user_id=user_id, start=None, end=None, before=before, limit=1
         )
         before = (listed[-1].time, listed[-1].id)
@@ -209,9 +254,9 @@ async def test_partitions_are_made_once(conn: Connection, clock: FakeClock) -> N
     there = await conn.fetchval(
         "SELECT count(*) FROM pg_inherits WHERE inhparent = 'tool_usage'::regclass"
     )
-    assert await store.make_partitions(conn, first, last) == months - there
-    assert await store.make_partitions(conn, first, last) == 0
-    assert await store.make_partitions(conn, last, last + timedelta(days=31)) == 1
+    assert await metering.make_partitions(conn, first, last) == months - there
+    assert await metering.make_partitions(conn, first, last) == 0
+    assert await metering.make_partitions(conn, last, last + timedelta(days=31)) == 1
 
 
 async def test_an_event_is_in_the_partition_of_its_month(
@@ -233,4 +278,4 @@ async def test_a_month_without_a_partition_is_no_silent_loss(
     user_id = (await make_user(conn, clock)).id
     event = make_event(user_id, datetime(2040, 1, 1, tzinfo=UTC), credits=0)
     with pytest.raises(asyncpg.CheckViolationError):
-        await store.write_flush(conn, store.Flush([event], {}), clock.now())
+        await metering.write_events(conn, [event], {})

@@ -16,8 +16,10 @@ from chassis.ids import parse_uuid, uuid7_time
 from chassis.pages import PageTokens
 from chassis.refusals import Conflict
 from chassis.times import read_time, to_timestamp
-from services.usage import domain
-from services.usage.domain import Balance, Category, Event, Grant, Outcome, Result, Terms
+from services.usage.domain import metering
+from services.usage.domain.accounts import Balance
+from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Grant, Terms
+from services.usage.domain.metering import Event, Outcome, Result
 from services.usage.errors import (
     AccountClosed,
     AccountNotOpen,
@@ -25,7 +27,8 @@ from services.usage.errors import (
     EventTimeOutOfRange,
     NoCredits,
 )
-from services.usage.service import UsageService
+from services.usage.service.accounts import AccountService
+from services.usage.service.metering import MeteringService
 
 DEFAULT_PAGE = 50
 DECODE_AT_ONCE = 100
@@ -49,34 +52,37 @@ _DUPLICATE = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_DUPLICA
 class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     """The contract's methods in the contract's order."""
 
-    def __init__(self, service: UsageService, pages: PageTokens, clock: Clock) -> None:
-        self._service = service
+    def __init__(
+        self, accounts: AccountService, metering: MeteringService, pages: PageTokens, clock: Clock
+    ) -> None:
+        self._accounts = accounts
+        self._metering = metering
         self._pages = pages
         self._clock = clock
 
     async def OpenAccount(
         self, request: usage_pb2.OpenAccountRequest, context: Context
     ) -> usage_pb2.OpenAccountResponse:
-        balance = await self._service.open_account(UUID(request.user_id))
+        balance = await self._accounts.open_account(UUID(request.user_id))
         return usage_pb2.OpenAccountResponse(balance=_balance(balance))
 
     async def GrantCredits(
         self, request: usage_pb2.GrantCreditsRequest, context: Context
     ) -> usage_pb2.GrantCreditsResponse:
-        grant, balance = await self._service.grant(UUID(request.user_id), _terms(request))
+        grant, balance = await self._accounts.grant(UUID(request.user_id), _terms(request))
         return usage_pb2.GrantCreditsResponse(grant=_grant(grant), balance=_balance(balance))
 
     async def GetBalance(
         self, request: usage_pb2.GetBalanceRequest, context: Context
     ) -> usage_pb2.GetBalanceResponse:
-        balance = await self._service.get_balance(UUID(request.user_id))
+        balance = await self._accounts.get_balance(UUID(request.user_id))
         return usage_pb2.GetBalanceResponse(balance=_balance(balance))
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: Context
     ) -> usage_pb2.RecordUsageResponse:
         event = _event(request.event, self._clock.now())
-        result = (await self._service.record([event]))[0]
+        result = (await self._metering.record([event]))[0]
         if result.outcome in _REFUSALS:
             raise _refusal(event, result)
         return usage_pb2.RecordUsageResponse(
@@ -94,7 +100,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
             # A whole batch at once would keep the flush of the one before from going on.
             await asyncio.sleep(0)
         good = [event for event in events if isinstance(event, Event)]
-        recorded = iter(await self._service.record(good) if good else ())
+        recorded = iter(await self._metering.record(good) if good else ())
         return usage_pb2.RecordUsageBatchResponse(
             results=[
                 _rejected(event) if isinstance(event, Refusal) else _result(event, next(recorded))
@@ -111,7 +117,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         if request.page_token:
             time, event_id = self._pages.decode(request.page_token, scope)
             before = (datetime.fromisoformat(time), UUID(event_id))
-        events, last = await self._service.list_usage(
+        events, last = await self._metering.list_usage(
             user_id=UUID(request.user_id),
             start=start,
             end=end,
@@ -124,14 +130,14 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def EraseUser(
         self, request: usage_pb2.EraseUserRequest, context: Context
     ) -> usage_pb2.EraseUserResponse:
-        balance = await self._service.erase_user(UUID(request.user_id))
+        balance = await self._accounts.erase_user(UUID(request.user_id))
         return usage_pb2.EraseUserResponse(balance=_balance(balance))
 
 
 def _event(event: usage_pb2.UsageEvent, now: datetime) -> Event:
     event_id = parse_uuid(event.event_id)
     time = uuid7_time(event_id)
-    if not domain.in_window(time, now):
+    if not metering.in_window(time, now):
         raise EventTimeOutOfRange
     return Event(event_id, parse_uuid(event.user_id), event.tool_name, event.credits, time)
 
@@ -168,7 +174,7 @@ def _rejected(refusal: Refusal) -> usage_pb2.UsageResult:
 
 
 def _terms(request: usage_pb2.GrantCreditsRequest) -> Terms:
-    priority = request.priority if request.HasField("priority") else domain.DEFAULT_PRIORITY
+    priority = request.priority if request.HasField("priority") else DEFAULT_PRIORITY
     category = _FROM_CATEGORY.get(request.category, Category.PROMOTIONAL)
     return Terms(request.source, request.source_ref, request.amount, priority, category)
 

@@ -1,0 +1,1 @@
+"""The rules of credits and metering; no input, no output, standard library only."""

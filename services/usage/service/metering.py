@@ -1,0 +1,104 @@
+"""Metered tool calls: every hot write of the room, in flushes."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+
+from chassis.groupcommit import GroupCommit
+from chassis.postgres import Connection
+from chassis.refusals import Conflict
+from services.usage.domain import metering
+from services.usage.domain.accounts import Balance
+from services.usage.domain.book import Book
+from services.usage.domain.metering import Event, Result
+from services.usage.service.room import ROOM, Room
+from services.usage.store import accounts
+from services.usage.store import metering as store
+
+# What a flush waits for an account before it goes on without it.
+FLUSH_LOCK_MS = 250
+# Partitions exist this far ahead; a service that could not look ahead for so long is long dead.
+PARTITIONS_AHEAD = timedelta(days=92)
+
+
+class MeteringService:
+    """Recording and listing tool calls."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.meter: GroupCommit[Event, Result] = GroupCommit(
+            ROOM, self._flush, max_flush=room.flush_events, max_waiting=room.queue_events
+        )
+
+    async def record(self, events: Sequence[Event]) -> Sequence[Result]:
+        """Meters events whose times are in the window; answers after they are durable."""
+        return await self.meter.submit(events)
+
+    async def list_usage(
+        self,
+        *,
+        user_id: UUID,
+        start: datetime | None,
+        end: datetime | None,
+        before: tuple[datetime, UUID] | None,
+        limit: int,
+    ) -> tuple[Sequence[Event], tuple[datetime, UUID] | None]:
+        """Returns a page, newest first, and the key after which the next one starts."""
+        async with self._room.database.connection() as conn:
+            events = await store.list_usage(
+                conn, user_id=user_id, start=start, end=end, before=before, limit=limit + 1
+            )
+        page = events[:limit]
+        last = (page[-1].time, page[-1].id) if len(events) > limit else None
+        return page, last
+
+    async def make_partitions(self) -> int:
+        """Makes the partitions of tool_usage that the window of accepted events will need."""
+        now = self._room.clock.now()
+        async with self._room.database.transaction() as conn:
+            return await store.make_partitions(
+                conn, now - metering.OLDEST_EVENT, now + PARTITIONS_AHEAD
+            )
+
+    async def _flush(self, events: Sequence[Event]) -> Sequence[Result]:
+        try:
+            return await self._flush_locked(events, wait=True)
+        except Conflict:
+            # Somebody holds one of the accounts for too long: the others need not wait for it.
+            return await self._flush_locked(events, wait=False)
+
+    async def _flush_locked(self, events: Sequence[Event], *, wait: bool) -> Sequence[Result]:
+        now = self._room.clock.now()
+        users = {event.user_id for event in events}
+        busy: dict[UUID, Balance] = {}
+        try:
+            async with self._room.database.transaction(lock_ms=FLUSH_LOCK_MS) as conn:
+                if wait:
+                    books = await accounts.lock_books(conn, users, now)
+                else:
+                    books, busy = await accounts.lock_free_books(conn, users, now)
+                recorded = await store.find_events(conn, [event.id for event in events])
+                settlement = metering.settle(events, books, recorded, busy)
+                if settlement.accepted:
+                    await self._write(conn, settlement, books, now)
+        except asyncpg.UniqueViolationError as error:
+            # The same event id for another user, in a flush that ran beside this one.
+            raise Conflict from error
+        return settlement.results
+
+    async def _write(
+        self,
+        conn: Connection,
+        settlement: metering.Settlement,
+        books: dict[UUID, Book],
+        now: datetime,
+    ) -> None:
+        charged = sorted(user_id for user_id, spent in settlement.spent.items() if spent)
+        entry_of = {
+            user_id: books[user_id].spend(settlement.spent[user_id], now).id for user_id in charged
+        }
+        if charged:
+            await accounts.write_books(conn, [books[user_id] for user_id in charged], now)
+        await store.write_events(conn, settlement.accepted, entry_of)

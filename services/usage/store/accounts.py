@@ -1,0 +1,180 @@
+"""Credit accounts and their ledger: the one way to lock them and the one way to write them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from uuid import UUID
+
+from asyncpg import Record
+
+from chassis.ids import uuid7
+from chassis.postgres import Connection, on_constraint
+from services.usage.domain.accounts import Balance
+from services.usage.domain.book import Book
+from services.usage.errors import BalanceLimit, UserNotFound
+from services.usage.store.grants import open_grants
+
+_BALANCE = "user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
+_BOOK = f"{_BALANCE}, debt"
+# Rows that refer to an account may still come meanwhile.
+LOCK = "FOR NO KEY UPDATE"
+
+
+async def open_account(conn: Connection, user_id: UUID, now: datetime) -> None:
+    """Opens an account unless it is open; UserNotFound if there is no such user."""
+    with on_constraint("credit_accounts_user_id_fkey", UserNotFound):
+        await conn.execute(
+            "INSERT INTO credit_accounts (user_id, created_at, updated_at) VALUES ($1, $2, $2)"
+            " ON CONFLICT (user_id) DO NOTHING",
+            user_id,
+            now,
+        )
+
+
+async def get_balance(conn: Connection, user_id: UUID) -> Balance | None:
+    row = await conn.fetchrow(f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = $1", user_id)
+    return _balance(row) if row else None
+
+
+async def lock_books(conn: Connection, user_ids: Iterable[UUID], now: datetime) -> dict[UUID, Book]:
+    """
+    Locks accounts in one order everywhere, for unsorted batches deadlock at once.
+
+    Returns those that are open or closed, with what has begun or expired by now.
+    """
+    return await _books(conn, list(user_ids), now, "")
+
+
+async def lock_free_books(
+    conn: Connection, user_ids: Iterable[UUID], now: datetime
+) -> tuple[dict[UUID, Book], dict[UUID, Balance]]:
+    """Locks the accounts nobody else holds; returns them, and the others as they stand."""
+    users = list(user_ids)
+    free = await _books(conn, users, now, "SKIP LOCKED")
+    opened = await conn.fetch(
+        f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", users
+    )
+    return free, {row["user_id"]: _balance(row) for row in opened if row["user_id"] not in free}
+
+
+async def write_books(conn: Connection, books: Iterable[Book], now: datetime) -> None:
+    """
+    Writes what changed in locked accounts: account, entries and grants, in one statement.
+
+    BalanceLimit past 10^15 credits.
+    """
+    written = list(books)
+    postings = [(book.user_id, posting) for book in written for posting in book.postings]
+    grants = [grant for book in written for grant in book.changed.values()]
+    with on_constraint("credit_accounts_granted_max", BalanceLimit):
+        await conn.execute(
+            _WRITE_BOOKS,
+            now,
+            [book.user_id for book in written],
+            [book.granted for book in written],
+            [book.used for book in written],
+            [book.reserved for book in written],
+            [book.debt for book in written],
+            [book.version for book in written],
+            [book.closed_at for book in written],
+            [book.due_at for book in written],
+            [posting.id for _, posting in postings],
+            [user_id for user_id, _ in postings],
+            [posting.kind for _, posting in postings],
+            [posting.amount for _, posting in postings],
+            [posting.balance_after for _, posting in postings],
+            [posting.version for _, posting in postings],
+            [posting.at for _, posting in postings],
+            [_array(draw.grant_id for draw in posting.draws) for _, posting in postings],
+            [_array(draw.amount for draw in posting.draws) for _, posting in postings],
+            [posting.grant_id for _, posting in postings],
+            [posting.reservation_id for _, posting in postings],
+            [posting.reverses_id for _, posting in postings],
+            [grant.id for grant in grants],
+            [grant.remaining for grant in grants],
+            [grant.activated_at for grant in grants],
+            [grant.voided_at for grant in grants],
+        )
+
+
+# The statement's arrays are one row long each; an array within is passed as text.
+_WRITE_BOOKS = """
+WITH account AS (
+    UPDATE credit_accounts a
+    SET granted = s.granted, used = s.used, reserved = s.reserved, debt = s.debt,
+        version = s.version, closed_at = s.closed_at, due_at = s.due_at, updated_at = $1
+    FROM unnest(
+        $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+        $8::timestamptz[], $9::timestamptz[]
+    ) AS s (user_id, granted, used, reserved, debt, version, closed_at, due_at)
+    WHERE a.user_id = s.user_id
+), drawn AS (
+    UPDATE credit_grants g
+    SET remaining = s.remaining, activated_at = s.activated_at, voided_at = s.voided_at,
+        depleted_at = CASE WHEN s.remaining = 0 THEN coalesce(g.depleted_at, $1) END
+    FROM unnest($22::uuid[], $23::bigint[], $24::timestamptz[], $25::timestamptz[])
+        AS s (id, remaining, activated_at, voided_at)
+    WHERE g.id = s.id
+)
+INSERT INTO credit_entries (
+    id, user_id, kind, amount, balance_after, version, created_at, grant_ids, drawn,
+    grant_id, reservation_id, reverses_id
+)
+SELECT id, user_id, kind, amount, balance_after, version, at, grants::uuid[], drawn::bigint[],
+    grant_id, reservation_id, reverses_id
+FROM unnest(
+    $10::uuid[], $11::uuid[], $12::text[], $13::bigint[], $14::bigint[], $15::bigint[],
+    $16::timestamptz[], $17::text[], $18::text[], $19::uuid[], $20::uuid[], $21::uuid[]
+) AS s (
+    id, user_id, kind, amount, balance_after, version, at, grants, drawn,
+    grant_id, reservation_id, reverses_id
+)
+"""
+
+
+async def _books(
+    conn: Connection, user_ids: Sequence[UUID], now: datetime, unless: str
+) -> dict[UUID, Book]:
+    rows = await conn.fetch(
+        f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::uuid[])"
+        f" ORDER BY user_id {LOCK} {unless}",
+        user_ids,
+    )
+    new_id = partial(uuid7, now)
+    books = {row["user_id"]: _book(row, new_id) for row in rows}
+    await _fill(conn, books)
+    for book in books.values():
+        if book.due_at is not None and book.due_at <= now:
+            book.mature(now)
+    return books
+
+
+async def _fill(conn: Connection, books: Mapping[UUID, Book]) -> None:
+    for grant in await open_grants(conn, list(books)):
+        books[grant.user_id].grants.append(grant)
+    for book in books.values():
+        if len(book.grants) > 1:
+            book.grants.sort(key=lambda grant: grant.burn_order)
+
+
+def _book(row: Record, new_id: Callable[[], UUID]) -> Book:
+    return Book(
+        row["user_id"],
+        row["granted"],
+        row["used"],
+        row["reserved"],
+        row["debt"],
+        row["overdraft_limit"],
+        row["version"],
+        row["closed_at"],
+        row["due_at"],
+        new_id,
+    )
+
+
+def _array(values: Iterable[object]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def _balance(row: Record) -> Balance:
+    return Balance(*row)

@@ -1,0 +1,84 @@
+"""Grants of credits."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from asyncpg import Record
+
+from chassis.postgres import Connection
+from services.usage.domain.grants import Category, Grant, Terms
+
+_GRANT = (
+    "g.id, g.user_id, g.source, g.source_ref, g.amount, g.priority, g.category, g.remaining,"
+    " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at"
+)
+
+
+async def insert_grant(conn: Connection, grant: Grant) -> bool:
+    """
+    Inserts a grant that does not count yet.
+
+    False if the user has one of this source and source_ref.
+    """
+    terms = grant.terms
+    return bool(
+        await conn.fetchval(
+            "INSERT INTO credit_grants (id, user_id, source, source_ref, amount, remaining,"
+            " priority, category, effective_at, expires_at, created_at)"
+            " VALUES ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10)"
+            " ON CONFLICT (user_id, source, source_ref) DO NOTHING RETURNING true",
+            grant.id,
+            grant.user_id,
+            terms.source,
+            terms.source_ref,
+            terms.amount,
+            terms.priority,
+            terms.category,
+            grant.effective_at,
+            terms.expires_at,
+            grant.created_at,
+        )
+    )
+
+
+async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant:
+    row = await conn.fetchrow(
+        f"SELECT {_GRANT} FROM credit_grants g"
+        " WHERE user_id = $1 AND source = $2 AND source_ref = $3",
+        user_id,
+        source,
+        source_ref,
+    )
+    return _grant(row)
+
+
+async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
+    """Returns the users' grants that have something left, those still to begin among them."""
+    rows = await conn.fetch(
+        f"SELECT {_GRANT} FROM unnest($1::uuid[]) AS u (id)"
+        " JOIN credit_grants g ON g.user_id = u.id"
+        " WHERE g.depleted_at IS NULL AND g.voided_at IS NULL",
+        user_ids,
+    )
+    return [_grant(row) for row in rows]
+
+
+def _grant(row: Record) -> Grant:
+    return Grant(
+        row["id"],
+        row["user_id"],
+        Terms(
+            row["source"],
+            row["source_ref"],
+            row["amount"],
+            row["priority"],
+            Category(row["category"]),
+            row["effective_at"],
+            row["expires_at"],
+        ),
+        row["remaining"],
+        row["created_at"],
+        row["effective_at"],
+        row["activated_at"],
+        row["voided_at"],
+    )

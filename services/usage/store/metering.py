@@ -1,0 +1,120 @@
+"""Recorded tool calls: tool_usage, its partitions, and the hourly sums."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from asyncpg import Record
+
+from chassis.ids import uuid7_floor
+from chassis.postgres import Connection
+from services.usage.domain.metering import Event
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+HOUR_SECONDS = 3600
+
+
+async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
+    """Returns the recorded events among these ids."""
+    rows = await conn.fetch(
+        # Joined, because thousands of ids in ANY take longer to plan than to find; the bounds
+        # leave the other months' partitions out.
+        'SELECT t.id, t.user_id, t.tool_name, t.credits_used, t."timestamp"'
+        " FROM unnest($1::uuid[]) AS e (id) JOIN tool_usage t ON t.id = e.id"
+        " WHERE t.id BETWEEN $2 AND $3",
+        ids,
+        min(ids),
+        max(ids),
+    )
+    return [_event(row) for row in rows]
+
+
+async def write_events(
+    conn: Connection, events: Sequence[Event], entry_of: Mapping[UUID, UUID]
+) -> None:
+    """
+    Writes events and their hourly sums in one statement.
+
+    `entry_of` is, by user, the ledger entry that pays for its events; absent when
+    they cost nothing.
+    """
+    sums = _sums(events)
+    await conn.execute(
+        _WRITE_EVENTS,
+        [event.id for event in events],
+        [event.user_id for event in events],
+        [event.tool_name for event in events],
+        [event.credits for event in events],
+        [event.time for event in events],
+        [entry_of.get(event.user_id) for event in events],
+        [user_id for user_id, _, _ in sums],
+        [tool_name for _, tool_name, _ in sums],
+        [datetime.fromtimestamp(hour * HOUR_SECONDS, UTC) for _, _, hour in sums],
+        [calls for calls, _ in sums.values()],
+        [spent for _, spent in sums.values()],
+    )
+
+
+_WRITE_EVENTS = """
+WITH recorded AS (
+    INSERT INTO tool_usage (id, user_id, tool_name, credits_used, "timestamp", entry_id)
+    SELECT * FROM unnest(
+        $1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::timestamptz[], $6::uuid[]
+    )
+)
+INSERT INTO usage_rollups AS r (user_id, tool_name, hour, calls, credits)
+SELECT * FROM unnest($7::uuid[], $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[])
+ON CONFLICT (user_id, hour, tool_name)
+DO UPDATE SET calls = r.calls + excluded.calls, credits = r.credits + excluded.credits
+"""
+
+
+async def list_usage(
+    conn: Connection,
+    *,
+    user_id: UUID,
+    start: datetime | None,
+    end: datetime | None,
+    before: tuple[datetime, UUID] | None,
+    limit: int,
+) -> list[Event]:
+    """Returns a user's events, newest first, from just before the key `before`."""
+    last = before or (LATEST, UUID(int=2**128 - 1))
+    first, end = max(start or EARLIEST, EARLIEST), min(max(end or LATEST, EARLIEST), LATEST)
+    rows = await conn.fetch(
+        'SELECT id, user_id, tool_name, credits_used, "timestamp" FROM tool_usage'
+        ' WHERE user_id = $1 AND "timestamp" >= $2 AND "timestamp" < $3'
+        ' AND ("timestamp", id) < ($4, $5)'
+        # What the ids carry is the time: these bounds leave other months' partitions out.
+        " AND id >= $6 AND id <= $7"
+        ' ORDER BY "timestamp" DESC, id DESC LIMIT $8',
+        user_id,
+        first,
+        end,
+        *last,
+        uuid7_floor(first),
+        uuid7_floor(min(end, last[0]) + timedelta(milliseconds=1)),
+        limit,
+    )
+    return [_event(row) for row in rows]
+
+
+async def make_partitions(conn: Connection, first: datetime, last: datetime) -> int:
+    """Makes the month partitions that cover both instants; returns how many were new."""
+    return int(await conn.fetchval("SELECT usage_make_partitions($1, $2)", first, last))
+
+
+def _sums(events: Iterable[Event]) -> dict[tuple[UUID, str, int], list[int]]:
+    """Returns calls and credits by user, tool and hour, in the order in which they are locked."""
+    sums: dict[tuple[UUID, str, int], list[int]] = defaultdict(lambda: [0, 0])
+    for event in events:
+        total = sums[event.user_id, event.tool_name, int(event.time.timestamp()) // HOUR_SECONDS]
+        total[0] += 1
+        total[1] += event.credits
+    return dict(sorted(sums.items()))
+
+
+def _event(row: Record) -> Event:
+    return Event(*row)
