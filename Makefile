@@ -7,7 +7,7 @@ HAVE_PYTHON = command -v $(PYTHON) >/dev/null || { \
 	"\`make PYTHON=/path/to/python3 ...\`." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proto migrate demo bench setup setup-dev clean
+.PHONY: help run test soak check proto migrate demo bench setup setup-dev clean
 
 help: ## list these targets
 	@printf '\nFinity: everything runs from here; python3 (3.11 or newer) is all it needs.\n\n'
@@ -19,6 +19,9 @@ run: setup ## run the whole suite on this machine until Ctrl-C
 
 test: setup-dev ## run every test on a PostgreSQL and Valkey of their own (PYTEST="-k login -x")
 	@$(RUN) -m pytest $(PYTEST)
+
+soak: setup-dev ## run the tests that are too large for every change
+	@$(RUN) -m pytest -m soak --timeout 3600 $(PYTEST)
 
 check: setup-dev ## lint, types, import rules, contracts, house rules
 	$(RUN) -m ruff check .
