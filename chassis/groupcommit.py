@@ -8,7 +8,7 @@ fails for one caller's sake is split, so that it fails for that caller alone.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -125,6 +125,51 @@ class GroupCommit(Generic[Item, Result]):
             if not ticket.answer.done():
                 ticket.answer.set_result(results[start:end])
             start = end
+
+
+class Lanes(Generic[Item, Result]):
+    """
+    Several queues beside each other, each with one flush under way; `run` must be running.
+
+    Items of one key are always of one lane, so that no two flushes of this process
+    wait for each other, and while one is with the database the next is prepared.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[GroupCommit[Item, Result]],
+        key: Callable[[Item], Hashable],
+    ) -> None:
+        self._lanes = lanes
+        self._key = key
+
+    async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
+        """
+        Returns the items' results, in order, once they are durable.
+
+        Overloaded when too many wait in any lane; the items of others may be written then.
+        """
+        parts: dict[int, list[int]] = {}
+        for index, item in enumerate(items):
+            parts.setdefault(hash(self._key(item)) % len(self._lanes), []).append(index)
+        if len(parts) == 1:
+            (lane,) = parts
+            return await self._lanes[lane].submit(items)
+        answers = await asyncio.gather(
+            *(self._lanes[lane].submit([items[i] for i in part]) for lane, part in parts.items())
+        )
+        found = {
+            index: result
+            for part, results in zip(parts.values(), answers, strict=True)
+            for index, result in zip(part, results, strict=True)
+        }
+        return [found[index] for index in range(len(items))]
+
+    async def run(self) -> None:
+        """Flushes until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(lane.run())
 
 
 def _refuse(ticket: _Ticket[Item, Result], error: Exception) -> None:

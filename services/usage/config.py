@@ -19,6 +19,6 @@ class Settings(ServiceSettings):
     """Credits a new account starts with."""
     flush_events: int = Field(4000, ge=1, le=20_000)
     """Most events one flush writes."""
-    queue_events: int = Field(50_000, ge=1000)
-    """Events that may wait for a flush, the largest batch at least; more are refused with
+    queue_events: int = Field(50_000, ge=2000)
+    """Events that may wait for a flush, twice the largest batch at least; more are refused with
     OVERLOADED."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from chassis.groupcommit import ATTEMPTS, RETRY_AFTER, GroupCommit
+from chassis.groupcommit import ATTEMPTS, RETRY_AFTER, GroupCommit, Lanes
 from chassis.refusals import Conflict, DatabaseUnavailable, InvalidRequest, Overloaded
 
 POISON = -1
@@ -223,3 +223,54 @@ async def test_the_end_leaves_nobody_waiting() -> None:
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 2
+
+
+@contextlib.asynccontextmanager
+async def lanes(
+    flushes: Sequence[Flushes], *, max_waiting: int = 1000
+) -> AsyncIterator[Lanes[int, str]]:
+    """Runs a lane in front of each; a number goes to the lane of its remainder."""
+    queues = [
+        GroupCommit("test", each.flush, max_flush=100, max_waiting=max_waiting) for each in flushes
+    ]
+    beside = Lanes(queues, key=lambda item: item)
+    task = asyncio.create_task(beside.run())
+    try:
+        yield beside
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_lanes_keep_keys_apart_and_answers_in_order() -> None:
+    """What is of one key is of one lane; a caller of several lanes gets its results in order."""
+    even, odd = Flushes(), Flushes()
+    async with lanes([even, odd]) as beside:
+        answers = await asyncio.gather(
+            *(beside.submit(list(range(at, at + 5))) for at in range(0, 100, 5)),
+            *(beside.submit([item]) for item in range(100, 110)),
+        )
+    said = [text for answer in answers for text in answer]
+    assert said == [f"done {item}" for item in range(110)]
+    assert {item % 2 for batch in even.batches for item in batch} == {0}
+    assert {item % 2 for batch in odd.batches for item in batch} == {1}
+
+
+async def test_a_lane_waits_for_no_other() -> None:
+    """While one lane's flush is held up the others go on."""
+    held, free = Flushes(), Flushes()
+    held.open.clear()
+    async with lanes([held, free]) as beside:
+        stuck = asyncio.create_task(beside.submit([0, 1]))
+        await held.started.wait()
+        assert await beside.submit([3]) == ["done 3"]
+        held.open.set()
+        assert await stuck == ["done 0", "done 1"]
+
+
+async def test_a_full_lane_refuses() -> None:
+    """Overloaded as soon as one lane has no room for its part."""
+    async with lanes([Flushes(), Flushes()], max_waiting=2) as beside:
+        with pytest.raises(Overloaded):
+            await beside.submit([0, 2, 4, 1])

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from uuid import UUID
 
 import asyncpg
 
-from chassis.groupcommit import GroupCommit
+from chassis.groupcommit import GroupCommit, Lanes
 from chassis.postgres import Connection
 from chassis.refusals import Conflict
 from services.usage.domain import metering
@@ -17,6 +18,8 @@ from services.usage.service.room import ROOM, Room
 from services.usage.store import accounts
 from services.usage.store import metering as store
 
+# While one flush is with the database another is prepared.
+LANES = 2
 # What a flush waits for an account before it goes on without it.
 FLUSH_LOCK_MS = 250
 # Partitions exist this far ahead; a service that could not look ahead for so long is long dead.
@@ -28,8 +31,17 @@ class MeteringService:
 
     def __init__(self, room: Room) -> None:
         self._room = room
-        self.meter: GroupCommit[Event, Result] = GroupCommit(
-            ROOM, self._flush, max_flush=room.flush_events, max_waiting=room.queue_events
+        self.meter = Lanes(
+            [
+                GroupCommit(
+                    f"{ROOM}-{lane}",
+                    self._flush,
+                    max_flush=room.flush_events,
+                    max_waiting=room.queue_events // LANES,
+                )
+                for lane in range(LANES)
+            ],
+            key=attrgetter("user_id"),
         )
 
     async def record(self, events: Sequence[Event]) -> Sequence[Result]:

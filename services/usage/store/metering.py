@@ -1,6 +1,5 @@
 """Recorded tool calls: tool_usage, its partitions, and the hourly sums."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -13,7 +12,6 @@ from services.usage.domain.metering import Event
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-HOUR_SECONDS = 3600
 
 
 async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
@@ -50,8 +48,8 @@ async def write_events(
         [event.time for event in events],
         [entry_of.get(event.user_id) for event in events],
         [user_id for user_id, _, _ in sums],
-        [tool_name for _, tool_name, _ in sums],
-        [datetime.fromtimestamp(hour * HOUR_SECONDS, UTC) for _, _, hour in sums],
+        [tool_name for _, _, tool_name in sums],
+        [hour for _, hour, _ in sums],
         [calls for calls, _ in sums.values()],
         [spent for _, spent in sums.values()],
     )
@@ -106,13 +104,17 @@ async def make_partitions(conn: Connection, first: datetime, last: datetime) -> 
     return int(await conn.fetchval("SELECT usage_make_partitions($1, $2)", first, last))
 
 
-def _sums(events: Iterable[Event]) -> dict[tuple[UUID, str, int], list[int]]:
-    """Returns calls and credits by user, tool and hour, in the order in which they are locked."""
-    sums: dict[tuple[UUID, str, int], list[int]] = defaultdict(lambda: [0, 0])
+def _sums(events: Iterable[Event]) -> dict[tuple[UUID, datetime, str], tuple[int, int]]:
+    """Returns calls and credits by user, hour and tool, in the order in which they are locked."""
+    sums: dict[tuple[UUID, datetime, str], tuple[int, int]] = {}
     for event in events:
-        total = sums[event.user_id, event.tool_name, int(event.time.timestamp()) // HOUR_SECONDS]
-        total[0] += 1
-        total[1] += event.credits
+        key = (
+            event.user_id,
+            event.time.replace(minute=0, second=0, microsecond=0),
+            event.tool_name,
+        )
+        calls, spent = sums.get(key, (0, 0))
+        sums[key] = (calls + 1, spent + event.credits)
     return dict(sorted(sums.items()))
 
 
