@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 from finity.usage.v1 import usage_pb2
 from grpc import aio
 
@@ -39,6 +38,7 @@ from services.auth.store import users
 from services.usage import store as usage_store
 from services.usage.domain import Category, Event, Grant, Terms
 from services.usage.service import UsageService
+from tests.owner import connect_owner as connect_owner  # noqa: PLC0414 - found here by most tests
 from tests.running import PASSWORD, SERVICE_KEY, refusal_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,16 +153,6 @@ async def open_usage(
     await service.make_partitions()
     async with server.background(service.meter.run):
         yield service
-
-
-@contextlib.asynccontextmanager
-async def connect_owner(database_url: str) -> AsyncIterator[Connection]:
-    """A connection that may do everything; for looking at what the rooms wrote."""
-    connection = await asyncpg.connect(database_url.split("?", maxsplit=1)[0])
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def log_in(auth: AuthRoom, email: str, *, key: Key | None = None) -> tuple[Tokens, User]:

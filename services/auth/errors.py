@@ -211,6 +211,12 @@ class AdminNotImpersonable(FailedPrecondition):
     reason = "ADMIN_NOT_IMPERSONABLE"
 
 
+class RoleNotGrantable(PermissionDenied):
+    """A service neither gives nor takes the role of an administrator; one of them has to do it."""
+
+    reason = "ROLE_NOT_GRANTABLE"
+
+
 class MailSecretInvalid(Unauthenticated):
     """The link or code is wrong, used, expired or replaced by a newer one; ask for a new mail."""
 

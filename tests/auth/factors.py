@@ -16,8 +16,9 @@ from services.auth.service.passkeys import PasskeyService
 from services.auth.service.proofs import Proof, ProofKind, ProofService
 from services.auth.service.sessions import Tokens
 from tests.authenticator import Authenticator
-from tests.factories import SERVICE, AuthRoom, an_address, log_in
+from tests.factories import AuthRoom, an_address, log_in
 from tests.fakes import FakeClock
+from tests.owner import make_admin
 from tests.running import PASSWORD
 
 
@@ -40,9 +41,9 @@ class Factors:
     async def boss(self) -> "Somebody":
         """Registers and logs in an administrator, without a factor."""
         boss = await self.somebody()
-        boss.user = await self.auth.accounts.set_role(
-            user_id=boss.user.id, role=Role.ADMIN, reason="test", actor=SERVICE, key=None
-        )
+        async with self.auth.room.database.connection() as conn:
+            await make_admin(conn, boss.user.id)
+        boss.user = replace(boss.user, role=Role.ADMIN)
         boss.caller = replace(boss.caller, role="admin")
         return boss
 

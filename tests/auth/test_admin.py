@@ -1,6 +1,7 @@
 """Finding, banning and logging out users, as use cases over a database of the test's own."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -180,9 +181,10 @@ async def test_a_banned_administrator_is_none_that_is_left(
 
     async def demote() -> str:
         assert ada.user_id
+        fresh = replace(ada, auth_time=clock.now())
         return await reason_of(
             auth.accounts.set_role(
-                user_id=ada.user_id, role=Role.FREE, reason="t", actor=BILLING, key=None
+                user_id=ada.user_id, role=Role.FREE, reason="t", actor=fresh, key=None
             )
         )
 

@@ -208,15 +208,15 @@ async def test_it_is_refused_by_reason(
             "USER_NOT_ACTIVE",
             {"state": state},
         )
-    await set_role(auth, ada.user_id, Role.FREE)
+    await set_role(auth, ada, ada.user_id, Role.FREE)
     assert await reason_of(impersonate(admin, bob.id, ada)) == "ACCESS_DENIED"
     assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
 
 
-async def set_role(auth: AuthRoom, user_id: UUID | None, role: Role) -> object:
+async def set_role(auth: AuthRoom, actor: Caller, user_id: UUID | None, role: Role) -> object:
     assert user_id
     return await auth.accounts.set_role(
-        user_id=user_id, role=role, reason="t", actor=SERVICE, key=None
+        user_id=user_id, role=role, reason="t", actor=actor, key=None
     )
 
 
@@ -242,10 +242,10 @@ ENDINGS: dict[str, Ending] = {
         user_id=bob.id, reason="t", caller=ada, key=None
     ),
     "the administrator's demotion": lambda auth, _admin, ada, _bob, _tokens: set_role(
-        auth, ada.user_id, Role.PRO
+        auth, ada, ada.user_id, Role.PRO
     ),
-    "the user's promotion": lambda auth, _admin, _ada, bob, _tokens: set_role(
-        auth, bob.id, Role.ADMIN
+    "the user's promotion": lambda auth, _admin, ada, bob, _tokens: set_role(
+        auth, ada, bob.id, Role.ADMIN
     ),
 }
 
@@ -274,7 +274,7 @@ async def test_a_change_of_plan_does_not_end_it(
 ) -> None:
     """Only the role admin is a matter of escalation: a user who starts to pay is one still."""
     tokens = await impersonate(admin, bob.id, ada)
-    await set_role(auth, bob.id, Role.PRO)
+    await set_role(auth, SERVICE, bob.id, Role.PRO)
     again = await auth.sessions.refresh(tokens.refresh_token)
     assert (await auth.verifier.verify(again.access_token)).role == "pro"
 
@@ -299,7 +299,7 @@ async def promoted_meanwhile(
 
     async def one(index: int) -> object:
         if index == 5:
-            return await set_role(auth, user.id, Role.ADMIN)
+            return await set_role(auth, ada, user.id, Role.ADMIN)
         return await impersonate(admin, user.id, ada)
 
     await at_once(10, one)
