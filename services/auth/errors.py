@@ -229,6 +229,12 @@ class MailTooSoon(ResourceExhausted):
     reason = "MAIL_TOO_SOON"
 
 
+class EmailNotVerified(FailedPrecondition):
+    """The account's e-mail address is not verified yet; follow the link of the mail first."""
+
+    reason = "EMAIL_NOT_VERIFIED"
+
+
 class SessionNotFound(NotFound):
     """The user has no session of this id."""
 

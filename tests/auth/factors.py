@@ -18,7 +18,7 @@ from services.auth.service.sessions import Tokens
 from tests.authenticator import Authenticator
 from tests.factories import AuthRoom, an_address, log_in
 from tests.fakes import FakeClock
-from tests.owner import make_admin
+from tests.owner import make_admin, verify_address
 from tests.running import PASSWORD
 
 
@@ -32,9 +32,12 @@ class Factors:
     passkeys: PasskeyService
     proofs: ProofService
 
-    async def somebody(self) -> "Somebody":
+    async def somebody(self, *, verified: bool = True) -> "Somebody":
         """Registers and logs in somebody new, without a factor."""
         user = await self.auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
+        if verified:
+            async with self.auth.room.database.connection() as conn:
+                await verify_address(conn, user.id)
         tokens, user = await log_in(self.auth, user.email)
         return Somebody(self, user, await self.auth.verifier.verify(tokens.access_token))
 

@@ -27,6 +27,7 @@ from services.auth.worker import sweep
 from tests import github
 from tests.factories import MEANS, AuthRoom, at_once, make_user, reason_of
 from tests.fakes import FakeClock
+from tests.owner import verify_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,17 @@ async def test_fifty_first_sign_ins_make_one_account(desk: Desk, owner: Connecti
     assert await owner.fetchval("SELECT count(*) FROM auth_outbox") == 1
 
 
+async def a_member(owner: Connection, clock: FakeClock) -> User:
+    """A user whose address is verified."""
+    user = await make_user(owner, clock)
+    await verify_address(owner, user.id)
+    return user
+
+
 async def fifty_link(desk: Desk, owner: Connection, clock: FakeClock) -> list[Any]:
     """Fifty users link one identity at once."""
     person = github.Person()
-    users = [await make_user(owner, clock) for _ in range(50)]
+    users = [await a_member(owner, clock) for _ in range(50)]
     return await at_once(50, lambda index: desk.link(users[index].id, person))
 
 
@@ -223,7 +231,7 @@ async def test_users_name_their_first_identity(
         query = "SELECT oauth_provider, oauth_id FROM users WHERE id = $1"
         return tuple(await owner.fetchrow(query, user.id))
 
-    user = await make_user(owner, clock)
+    user = await a_member(owner, clock)
     assert await named() == (None, None)
     people = [github.Person(), github.Person()]
     linked = []

@@ -1,13 +1,23 @@
 """What is looked at again although the token still says it, through real channels."""
 
+from typing import Any
 from uuid import UUID
 
-from finity.auth.v1 import auth_pb2, mfa_pb2, password_pb2, password_pb2_grpc
+from finity.auth.v1 import (
+    auth_pb2,
+    mfa_pb2,
+    oauth_pb2,
+    oauth_pb2_grpc,
+    password_pb2,
+    password_pb2_grpc,
+)
 from grpc import StatusCode
 
+from tests import github
 from tests.auth.test_mfa_rpc import STEP_UP, enrol, refusal, stub
 from tests.factories import connect_owner
 from tests.fakes import FakeClock
+from tests.owner import verify_address
 from tests.running import PASSWORD, House, Metadata, bearer
 
 DENIED = (StatusCode.PERMISSION_DENIED, "ACCESS_DENIED")
@@ -44,3 +54,24 @@ async def test_a_password_beside_a_second_factor(house: House, clock: FakeClock)
     clock.advance(minutes=11)
     assert await refusal(change(request, metadata=both)) == STEP_UP
     await change(request, metadata=await step_up())
+
+
+async def test_an_address_that_nobody_proved_gets_no_way_in(house: House) -> None:
+    """EMAIL_NOT_VERIFIED for an app, a passkey and an identity, until the address is verified."""
+    person = await house.person(verified=False)
+    link = oauth_pb2.StartLinkingRequest(provider="github", redirect_uri=github.REDIRECT_URI)
+    oauth = oauth_pb2_grpc.OAuthServiceStub(house.auth_channel)
+    calls: list[tuple[Any, Any]] = [
+        (stub(house).EnrolTotp, mfa_pb2.EnrolTotpRequest()),
+        (stub(house).StartPasskeyRegistration, mfa_pb2.StartPasskeyRegistrationRequest()),
+        (oauth.StartLinking, link),
+    ]
+    for call, request in calls:
+        assert await refusal(call(request, metadata=person.metadata)) == (
+            StatusCode.FAILED_PRECONDITION,
+            "EMAIL_NOT_VERIFIED",
+        )
+    async with connect_owner(house.database_url) as owner:
+        await verify_address(owner, person.user_id)
+    for call, request in calls:
+        await call(request, metadata=person.metadata)

@@ -37,7 +37,7 @@ from services.auth.errors import (
 )
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_verified
 from services.auth.store import admin_logs, mfa, sessions, users
 
 _NONCE_BYTES = 12
@@ -62,12 +62,17 @@ class MfaService:
         self._recovery_key = room.derive("recovery-codes")
 
     async def enrol_totp(self, caller: Caller) -> Enrolment:
-        """Makes a secret that waits to be confirmed; TotpAlreadyEnrolled if there is one."""
+        """
+        Makes a secret that waits to be confirmed; TotpAlreadyEnrolled if there is one.
+
+        EmailNotVerified while the account's address is not.
+        """
         now = self._room.clock.now()
         secret = os.urandom(TOTP_SECRET_BYTES)
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             require_fresh(caller, user, now)
+            require_verified(user)
             sealed = self._seal(user.id, secret)
             if not await mfa.enrol_totp(
                 conn, user.id, factor_id=uuid7(now), sealed=sealed, now=now
@@ -91,6 +96,7 @@ class MfaService:
 
             async def effect() -> list[UUID]:
                 require_fresh(caller, user, now)
+                require_verified(user)
                 sealed = await mfa.get_pending_totp(conn, user.id, now - ENROLMENT_LIFE)
                 if sealed is None:
                     raise MfaNotEnrolled

@@ -40,7 +40,7 @@ from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_verified
 from services.auth.store import oauth, users
 
 # Once a flow is used nobody can send its call again: better to wait longer than usual for a row.
@@ -106,7 +106,11 @@ class OAuthService:
         return *opened, True
 
     async def start_linking(self, caller: Caller, *, provider: str, redirect_uri: str) -> Started:
-        """Starts a flow that the caller alone can finish; StepUpRequired without a fresh proof."""
+        """
+        Starts a flow that the caller alone can finish; StepUpRequired without a fresh proof.
+
+        EmailNotVerified while the account's address is not.
+        """
         user = await self._fresh(caller)
         return await self._start(provider, redirect_uri, Purpose.LINK, user.id)
 
@@ -116,7 +120,7 @@ class OAuthService:
         proof = await self._prove(flow, answer, Purpose.LINK, user.id)
         now = self._room.clock.now()
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
-            await self._lock(conn, user.id)
+            require_verified(await self._lock(conn, user.id))
             identity = await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
         return identity
@@ -154,6 +158,8 @@ class OAuthService:
         url = await provider.authorization_url(redirect_uri, secrets)
         flow = Flow(uuid7(now), name, purpose, user_id, redirect_uri, now, now + FLOW_LIFE)
         async with self._room.database.transaction() as conn:
+            if user_id is not None:
+                require_verified(await self._lock(conn, user_id))
             await oauth.insert_flow(
                 conn, flow, flow_digest=digest(secret), state_digest=digest(secrets.state)
             )
@@ -215,9 +221,11 @@ class OAuthService:
         require_fresh(caller, user, self._room.clock.now())
         return user
 
-    async def _lock(self, conn: Connection, user_id: UUID) -> None:
-        if await users.lock_user(conn, user_id) is None:
+    async def _lock(self, conn: Connection, user_id: UUID) -> User:
+        user = await users.lock_user(conn, user_id)
+        if user is None:
             raise UserNotFound
+        return user
 
 
 def _user_id(caller: Caller) -> UUID:

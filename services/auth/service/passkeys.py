@@ -41,7 +41,7 @@ from services.auth.errors import (
 )
 from services.auth.service.mfa import MfaService, own
 from services.auth.service.room import KEYS, Room
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_verified
 from services.auth.store import mfa, passkeys, users
 
 _TIMEOUT_MS = int(CHALLENGE_LIFE.total_seconds() * 1000)
@@ -77,11 +77,16 @@ class PasskeyService:
         self._key = room.derive("passkey-challenges")
 
     async def start_registration(self, caller: Caller) -> Ceremony:
-        """Makes a challenge for a new passkey of the caller."""
+        """
+        Makes a challenge for a new passkey of the caller.
+
+        EmailNotVerified while the account's address is not.
+        """
         now = self._room.clock.now()
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             require_fresh(caller, user, now)
+            require_verified(user)
             known = await passkeys.list_credential_ids(conn, user.id)
             if len(known) >= MOST_PASSKEYS:
                 raise PasskeyLimit
@@ -104,6 +109,7 @@ class PasskeyService:
 
             async def effect() -> Registered:
                 require_fresh(caller, user, now)
+                require_verified(user)
                 if len(await passkeys.list_credential_ids(conn, user.id)) >= MOST_PASSKEYS:
                     raise PasskeyLimit
                 passkey = await self._made(conn, user, credential, now)

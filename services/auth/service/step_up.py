@@ -5,7 +5,7 @@ from datetime import datetime
 from chassis.callers import Caller
 from services.auth.domain.sessions import STEP_UP_AGE, Acr, step_up_needed
 from services.auth.domain.users import User
-from services.auth.errors import ImpersonationDenied, StepUpRequired
+from services.auth.errors import EmailNotVerified, ImpersonationDenied, StepUpRequired
 
 STEP_UP_SECONDS = str(int(STEP_UP_AGE.total_seconds()))
 
@@ -22,6 +22,17 @@ def require_fresh(caller: Caller, user: User, now: datetime) -> None:
     if auth_time is None or step_up_needed(auth_time, caller.acr, mfa=mfa, now=now):
         acr = Acr.AAL2 if mfa else Acr.AAL1
         raise StepUpRequired(metadata={"acr_values": acr, "max_age": STEP_UP_SECONDS})
+
+
+def require_verified(user: User) -> None:
+    """
+    EmailNotVerified unless the address is the account's beyond doubt; the account is locked.
+
+    Whoever registers somebody else's address must leave no way in that is still
+    there when its owner comes.
+    """
+    if user.email_verified_at is None:
+        raise EmailNotVerified
 
 
 def refuse_impersonation(caller: Caller) -> None:

@@ -144,6 +144,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
     ERROR_REASON_MAIL_TOO_SOON: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
+    ERROR_REASON_EMAIL_NOT_VERIFIED: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION: the account's e-mail address is not verified yet; RequestEmailVerification
+    mails what verifies it.
+    """
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 50
     """NOT_FOUND: the user has no session of this id, or not any more."""
     ERROR_REASON_WATCH_FELL_BEHIND: _ErrorReason.ValueType  # 51
@@ -268,6 +272,10 @@ ERROR_REASON_MAIL_SECRET_INVALID: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
 ERROR_REASON_MAIL_TOO_SOON: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
+ERROR_REASON_EMAIL_NOT_VERIFIED: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION: the account's e-mail address is not verified yet; RequestEmailVerification
+mails what verifies it.
+"""
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND: the user has no session of this id, or not any more."""
 ERROR_REASON_WATCH_FELL_BEHIND: ErrorReason.ValueType  # 51

@@ -33,12 +33,13 @@ class OAuthServiceStub:
     """
     StartLinking: _aio.UnaryUnaryMultiCallable[_oauth_pb2.StartLinkingRequest, _oauth_pb2.StartLinkingResponse]
     """Starts linking an identity to the caller's account; as StartSignIn, but
-    only its own user can finish it. Needs a fresh proof of who the caller is.
+    only its own user can finish it. Needs a fresh proof of who the caller is,
+    and a verified address (EMAIL_NOT_VERIFIED).
     """
     FinishLinking: _aio.UnaryUnaryMultiCallable[_oauth_pb2.FinishLinkingRequest, _oauth_pb2.FinishLinkingResponse]
     """Links the identity that the provider vouches for to the caller's account.
     An identity belongs to one account only. Needs a fresh proof of who the
-    caller is.
+    caller is, and a verified address.
     """
     ListIdentities: _aio.UnaryUnaryMultiCallable[_oauth_pb2.ListIdentitiesRequest, _oauth_pb2.ListIdentitiesResponse]
     """Lists the identities linked to the caller's account, newest first."""
@@ -85,7 +86,8 @@ class OAuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_oauth_pb2.StartLinkingRequest, _abc.Awaitable[_oauth_pb2.StartLinkingResponse]],
     ) -> _abc.Awaitable[_oauth_pb2.StartLinkingResponse]:
         """Starts linking an identity to the caller's account; as StartSignIn, but
-        only its own user can finish it. Needs a fresh proof of who the caller is.
+        only its own user can finish it. Needs a fresh proof of who the caller is,
+        and a verified address (EMAIL_NOT_VERIFIED).
         """
 
     @_abc_1.abstractmethod
@@ -96,7 +98,7 @@ class OAuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_oauth_pb2.FinishLinkingResponse]:
         """Links the identity that the provider vouches for to the caller's account.
         An identity belongs to one account only. Needs a fresh proof of who the
-        caller is.
+        caller is, and a verified address.
         """
 
     @_abc_1.abstractmethod
