@@ -28,6 +28,7 @@ from chassis.errors import Refusal
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
+from chassis.revocations import Revocations
 from services.auth.domain.mfa import CHALLENGE_LIFE, Purpose
 from services.auth.domain.passkeys import MOST_PASSKEYS, Passkey, challenge_of, row_of
 from services.auth.domain.sessions import Acr
@@ -102,6 +103,7 @@ class PasskeyService:
         PasskeyRejected whatever is wrong with it, PasskeyLimit past 20 of them.
         """
         now = self._room.clock.now()
+        ended: list[UUID] = []
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             # A repeated call finds the factor on that it has itself switched on.
@@ -114,11 +116,14 @@ class PasskeyService:
                     raise PasskeyLimit
                 passkey = await self._made(conn, user, credential, now)
                 await passkeys.insert_passkey(conn, passkey, name=name, now=now)
-                codes = await self._factors.added(conn, caller, user, passkey.amr, now)
-                return Registered(passkey.id, codes)
+                added = await self._factors.added(conn, caller, user, passkey.amr, now)
+                ended.extend(added.ended)
+                return Registered(passkey.id, added.codes)
 
             made = await idempotency.once(conn, KEYS, key, Registered, effect, now=now)
         self._room.wake_relay()
+        if ended:
+            await self._room.announce(Revocations(ended, []))
         return made.passkey_id, self._factors.spell(made.codes)
 
     async def delete(self, caller: Caller, passkey_id: UUID, key: Key | None) -> None:

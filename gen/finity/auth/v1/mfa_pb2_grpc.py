@@ -123,8 +123,8 @@ class MfaServiceServicer:
     def ConfirmTotp(self, request, context):
         """Confirms the enrolled authenticator app with a code of it, within 15
         minutes. The first factor of an account switches the second step of signing
-        in on and gives recovery codes. Needs a fresh proof of who is there, and a
-        verified address.
+        in on, gives recovery codes and ends the account's other sessions. Needs a
+        fresh proof of who is there, and a verified address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,8 +157,9 @@ class MfaServiceServicer:
 
     def FinishPasskeyRegistration(self, request, context):
         """Stores the passkey the authenticator made, within 5 minutes. The first
-        factor of an account switches the second step of signing in on and gives
-        recovery codes. Needs a fresh proof of who is there, and a verified address.
+        factor of an account switches the second step of signing in on, gives
+        recovery codes and ends the account's other sessions. Needs a fresh proof of
+        who is there, and a verified address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

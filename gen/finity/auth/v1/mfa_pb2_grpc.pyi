@@ -28,8 +28,8 @@ class MfaServiceStub:
     ConfirmTotp: _aio.UnaryUnaryMultiCallable[_mfa_pb2.ConfirmTotpRequest, _mfa_pb2.ConfirmTotpResponse]
     """Confirms the enrolled authenticator app with a code of it, within 15
     minutes. The first factor of an account switches the second step of signing
-    in on and gives recovery codes. Needs a fresh proof of who is there, and a
-    verified address.
+    in on, gives recovery codes and ends the account's other sessions. Needs a
+    fresh proof of who is there, and a verified address.
     """
     DisableTotp: _aio.UnaryUnaryMultiCallable[_mfa_pb2.DisableTotpRequest, _mfa_pb2.DisableTotpResponse]
     """Removes the authenticator app; removing it again changes nothing. Without
@@ -46,8 +46,9 @@ class MfaServiceStub:
     """
     FinishPasskeyRegistration: _aio.UnaryUnaryMultiCallable[_mfa_pb2.FinishPasskeyRegistrationRequest, _mfa_pb2.FinishPasskeyRegistrationResponse]
     """Stores the passkey the authenticator made, within 5 minutes. The first
-    factor of an account switches the second step of signing in on and gives
-    recovery codes. Needs a fresh proof of who is there, and a verified address.
+    factor of an account switches the second step of signing in on, gives
+    recovery codes and ends the account's other sessions. Needs a fresh proof of
+    who is there, and a verified address.
     """
     DeletePasskey: _aio.UnaryUnaryMultiCallable[_mfa_pb2.DeletePasskeyRequest, _mfa_pb2.DeletePasskeyResponse]
     """Removes a passkey of the caller. Without any factor left the second step is
@@ -105,8 +106,8 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_mfa_pb2.ConfirmTotpResponse]:
         """Confirms the enrolled authenticator app with a code of it, within 15
         minutes. The first factor of an account switches the second step of signing
-        in on and gives recovery codes. Needs a fresh proof of who is there, and a
-        verified address.
+        in on, gives recovery codes and ends the account's other sessions. Needs a
+        fresh proof of who is there, and a verified address.
         """
 
     @_abc_1.abstractmethod
@@ -147,8 +148,9 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_mfa_pb2.FinishPasskeyRegistrationRequest, _abc.Awaitable[_mfa_pb2.FinishPasskeyRegistrationResponse]],
     ) -> _abc.Awaitable[_mfa_pb2.FinishPasskeyRegistrationResponse]:
         """Stores the passkey the authenticator made, within 5 minutes. The first
-        factor of an account switches the second step of signing in on and gives
-        recovery codes. Needs a fresh proof of who is there, and a verified address.
+        factor of an account switches the second step of signing in on, gives
+        recovery codes and ends the account's other sessions. Needs a fresh proof of
+        who is there, and a verified address.
         """
 
     @_abc_1.abstractmethod
