@@ -388,7 +388,7 @@ async def test_a_refused_ban_ends_no_session(
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("cut")
 
-    monkeypatch.setattr(store_sessions, "end_impersonations", fail)
+    monkeypatch.setattr(store_sessions, "end_sessions", fail)
     with pytest.raises(RuntimeError, match="cut"):
         await ban(admin, user.id, BILLING)
     await auth.sessions.refresh(tokens.refresh_token)

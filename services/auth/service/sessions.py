@@ -72,6 +72,8 @@ class Introspection:
     acr: str
     amr: tuple[str, ...]
     token_id: str
+    actor: UUID | None
+    """The administrator who acts as the user."""
 
 
 class SessionService:
@@ -299,6 +301,7 @@ class SessionService:
             caller.acr,
             said.amr,
             said.token_id,
+            caller.actor,
         )
 
     async def _reuse(

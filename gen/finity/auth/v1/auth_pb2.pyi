@@ -668,6 +668,7 @@ class ValidateTokenResponse(_message.Message):
     ACR_FIELD_NUMBER: _builtins.int
     AMR_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_USER_ID_FIELD_NUMBER: _builtins.int
     active: _builtins.bool
     """Whether a service would accept the token now."""
     user_id: _builtins.str
@@ -680,6 +681,10 @@ class ValidateTokenResponse(_message.Message):
     """How strongly, "aal1" or "aal2"; empty when not active."""
     token_id: _builtins.str
     """Id of the token, its "jti" claim; empty when not active."""
+    actor_user_id: _builtins.str
+    """The administrator who acts as the user, the token's "act" claim (RFC 8693
+    section 4.1); empty when the user acts in person, and when not active.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the token ends; absent when not active."""
@@ -709,10 +714,11 @@ class ValidateTokenResponse(_message.Message):
         acr: _builtins.str = ...,
         amr: _abc.Iterable[_builtins.str] | None = ...,
         token_id: _builtins.str = ...,
+        actor_user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "active", b"active", "amr", b"amr", "auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time", "role", b"role", "session_id", b"session_id", "token_id", b"token_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "active", b"active", "actor_user_id", b"actor_user_id", "amr", b"amr", "auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time", "role", b"role", "session_id", b"session_id", "token_id", b"token_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
