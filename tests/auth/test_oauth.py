@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -59,8 +59,14 @@ class Desk:
         now = self.clock.now()
         return Caller(Kind.USER, user_id=user_id, acr=Acr.AAL1, auth_time=now)
 
+    async def present(self, user_id: UUID) -> Caller:
+        """The same, with the session."""
+        async with self.auth.room.database.transaction() as conn:
+            tokens, _ = await self.auth.sessions.sign_in(conn, user_id, MEANS, self.clock.now())
+        return replace(self.caller(user_id), session_id=tokens.session.id)
+
     async def link(self, user_id: UUID, person: github.Person) -> Identity:
-        caller = self.caller(user_id)
+        caller = await self.present(user_id)
         started = await self.oauth.start_linking(
             caller, provider="github", redirect_uri=github.REDIRECT_URI
         )

@@ -11,6 +11,7 @@ from chassis.errors import FieldViolation
 from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.refusals import InvalidRequest
+from services.auth.domain.admin import UserState, state_of
 from services.auth.domain.oauth import (
     FLOW_LIFE,
     Answer,
@@ -34,13 +35,15 @@ from services.auth.errors import (
     OAuthDenied,
     OAuthProviderUnavailable,
     OAuthStateInvalid,
+    UserNotActive,
     UserNotFound,
 )
 from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
+from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
-from services.auth.service.step_up import require_fresh, require_verified
+from services.auth.service.step_up import require_fresh, require_living, require_verified
 from services.auth.store import oauth, users
 
 # Once a flow is used nobody can send its call again: better to wait longer than usual for a row.
@@ -115,14 +118,30 @@ class OAuthService:
         return await self._start(provider, redirect_uri, Purpose.LINK, user.id)
 
     async def finish_linking(self, caller: Caller, *, flow: str, answer: Answer) -> Identity:
-        """Links what the provider vouches for; IdentityAlreadyLinked if it is another account's."""
+        """
+        Links what the provider vouches for; IdentityAlreadyLinked if it is another account's.
+
+        UserNotActive or SessionEnded for who was put out while the provider was asked.
+        """
+        asked_at = self._room.clock.now()
         user = await self._fresh(caller)
         proof = await self._prove(flow, answer, Purpose.LINK, user.id)
         now = self._room.clock.now()
+        identity_id = uuid7(now)
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
-            require_verified(await self._lock(conn, user.id))
-            identity = await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
+            user = await self._lock(conn, user.id)
+            state = state_of(user, now)
+            if state in (UserState.BANNED, UserState.ERASED):
+                raise UserNotActive(metadata={"state": state})
+            await require_living(conn, caller, self._room.policy, now)
+            # As of the call: how long the provider took makes no proof older.
+            require_fresh(caller, user, asked_at)
+            require_verified(user)
+            identity = await oauth.insert_identity(conn, identity_id, user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
+            if identity.id == identity_id:
+                await enqueue(conn, Mail("oauth_linked", user.email, {"at": now.isoformat()}), now)
+        self._room.wake_relay()
         return identity
 
     async def list_identities(

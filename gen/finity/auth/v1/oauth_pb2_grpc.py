@@ -109,7 +109,9 @@ class OAuthServiceServicer:
     def FinishLinking(self, request, context):
         """Links the identity that the provider vouches for to the caller's account.
         An identity belongs to one account only. Needs a fresh proof of who the
-        caller is, and a verified address.
+        caller is, and a verified address. The account is told by mail. Who is banned
+        or logged out while the provider is asked links nothing (USER_NOT_ACTIVE,
+        SESSION_ENDED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class OAuthServiceStub:
     FinishLinking: _aio.UnaryUnaryMultiCallable[_oauth_pb2.FinishLinkingRequest, _oauth_pb2.FinishLinkingResponse]
     """Links the identity that the provider vouches for to the caller's account.
     An identity belongs to one account only. Needs a fresh proof of who the
-    caller is, and a verified address.
+    caller is, and a verified address. The account is told by mail. Who is banned
+    or logged out while the provider is asked links nothing (USER_NOT_ACTIVE,
+    SESSION_ENDED).
     """
     ListIdentities: _aio.UnaryUnaryMultiCallable[_oauth_pb2.ListIdentitiesRequest, _oauth_pb2.ListIdentitiesResponse]
     """Lists the identities linked to the caller's account, newest first."""
@@ -98,7 +100,9 @@ class OAuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_oauth_pb2.FinishLinkingResponse]:
         """Links the identity that the provider vouches for to the caller's account.
         An identity belongs to one account only. Needs a fresh proof of who the
-        caller is, and a verified address.
+        caller is, and a verified address. The account is told by mail. Who is banned
+        or logged out while the provider is asked links nothing (USER_NOT_ACTIVE,
+        SESSION_ENDED).
         """
 
     @_abc_1.abstractmethod
