@@ -24,7 +24,12 @@ def require_development(environment: Mapping[str, str]) -> None:
 
 
 def ensure(address: str, credentials: Credentials) -> str:
-    """Makes the administrator unless it exists; returns "made" or "kept". SuiteError if refused."""
+    """
+    Makes the administrator unless it exists; returns "made" or "kept". SuiteError if refused.
+
+    "plain" if the database has an administrator of somebody else's, another checkout's perhaps:
+    the suite makes the first one only, and this account is an ordinary one until they promote it.
+    """
     try:
         return asyncio.run(_ensure(address, credentials))
     except grpc.RpcError as error:
@@ -42,15 +47,24 @@ async def _ensure(address: str, credentials: Credentials) -> str:
             return "kept"
         if user is None:
             user = await _register(auth, credentials)
-        await auth.SetRole(
-            auth_pb2.SetRoleRequest(
-                user_id=user.user_id,
-                role=auth_pb2.ROLE_ADMIN,
-                reason="The development administrator of this checkout.",
-            ),
-            metadata=(("authorization", f"Bearer {credentials.service_keys[SUITE]}"),),
-            timeout=_SECONDS,
-        )
+        return await _promote(auth, credentials, user)
+
+
+async def _promote(
+    auth: auth_pb2_grpc.AuthServiceStub, credentials: Credentials, user: auth_pb2.User
+) -> str:
+    request = auth_pb2.SetRoleRequest(
+        user_id=user.user_id,
+        role=auth_pb2.ROLE_ADMIN,
+        reason="The development administrator of this checkout.",
+    )
+    service = (("authorization", f"Bearer {credentials.service_keys[SUITE]}"),)
+    try:
+        await auth.SetRole(request, metadata=service, timeout=_SECONDS)
+    except aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return "plain"
+        raise
     return "made"
 
 

@@ -57,6 +57,8 @@ class Stack:
         self.credentials: credentials.Credentials  # known once the suite holds its folder
         self.addresses = addresses or from_environment(self._base)
         self._with_gateway = gateway
+        self.administers = True
+        """Whether this checkout's account is an administrator; see admin.ensure."""
         self._step = step
         self._supervisor = Supervisor(self.directory)
         self.stores = Stores(self.directory, self._base, durable=durable)
@@ -149,7 +151,8 @@ class Stack:
             with self._step(f"gateway on {self.gateway_url}"):
                 self._start_gateway()
         with self._step("development administrator"):
-            admin.ensure(self.address("auth"), self.credentials)
+            made = admin.ensure(self.address("auth"), self.credentials)
+            self.administers = made != "plain"
 
     def _adopt_store(self, child: Child | None, port: int) -> None:
         if child:

@@ -21,7 +21,7 @@ def table(stack: Stack) -> Table:
     for room in ROOMS:
         rows.add_row(f"{room.name} metrics", stack.addresses.metrics_of(room) or "off")
     rows.add_row("mail", _mail(stack))
-    rows.add_row("admin", escape(stack.credentials.admin_email))
+    rows.add_row("admin" if stack.administers else "user", escape(stack.credentials.admin_email))
     rows.add_row("  password", escape(stack.credentials.admin_password))
     rows.add_row("service key", escape(stack.credentials.service_keys[DEVELOPER]))
     rows.add_section()
@@ -48,5 +48,6 @@ def first_steps(stack: Stack) -> list[str]:
         f'  "password": "{stack.credentials.admin_password}"}}\' \\\n'
         """  | sed -nE 's/.*"access_token": *"([^"]+)".*/\\1/p')"""
     )
-    users = f'curl -s {url}/v1/users \\\n  -H "authorization: Bearer $TOKEN"'
+    path = "users" if stack.administers else "users/me"
+    users = f'curl -s {url}/v1/{path} \\\n  -H "authorization: Bearer $TOKEN"'
     return [f"curl -i {url}/healthz", login, users]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 from finity.usage.v1 import usage_pb2
 from grpc import aio
 
@@ -43,6 +42,7 @@ from services.usage.service.accounts import AccountService as CreditAccountServi
 from services.usage.service.metering import MeteringService
 from services.usage.store import accounts as credit_accounts
 from services.usage.store import grants as credit_grants
+from tests.owner import connect_owner as connect_owner  # noqa: PLC0414 - found here by most tests
 from tests.running import PASSWORD, SERVICE_KEY, refusal_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,16 +167,6 @@ async def open_usage(
     await metering.make_partitions()
     async with server.background(metering.meter.run):
         yield UsageRoom(room, CreditAccountService(room), metering)
-
-
-@contextlib.asynccontextmanager
-async def connect_owner(database_url: str) -> AsyncIterator[Connection]:
-    """A connection that may do everything; for looking at what the rooms wrote."""
-    connection = await asyncpg.connect(database_url.split("?", maxsplit=1)[0])
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def log_in(auth: AuthRoom, email: str, *, key: Key | None = None) -> tuple[Tokens, User]:

@@ -24,6 +24,7 @@ from services.auth.__main__ import composed as compose_auth
 from services.usage import config as usage_config
 from services.usage.__main__ import composed as compose_usage
 from tests import github
+from tests.owner import connect_owner, make_admin, verify_address
 
 SERVICE_KEY = f"fsk_test_{secrets.token_urlsafe(32)}"
 # Another one in each process of tests: none must count the other's failed attempts.
@@ -61,12 +62,19 @@ class House:
     usage_address: str = ""
     """The same of usage."""
 
-    async def person(self, *, credits: int = 0, role: int = auth_pb2.ROLE_FREE) -> Person:
+    async def person(
+        self, *, credits: int = 0, role: int = auth_pb2.ROLE_FREE, verified: bool = True
+    ) -> Person:
         """Registers and logs in somebody new, with an account of exactly `credits`."""
         email = f"{secrets.token_hex(8)}@example.com"
         request = auth_pb2.RegisterRequest(email=email, password=PASSWORD)
         user_id = (await self.auth.Register(request)).user.user_id
-        if role != auth_pb2.ROLE_FREE:
+        async with connect_owner(self.database_url) as owner:
+            if verified:
+                await verify_address(owner, user_id)
+            if role == auth_pb2.ROLE_ADMIN:
+                await make_admin(owner, user_id)
+        if role == auth_pb2.ROLE_PRO:
             await self.auth.SetRole(
                 auth_pb2.SetRoleRequest(user_id=user_id, role=role, reason="test"),  # type: ignore[arg-type]
                 metadata=self.service,

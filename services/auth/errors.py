@@ -211,6 +211,12 @@ class AdminNotImpersonable(FailedPrecondition):
     reason = "ADMIN_NOT_IMPERSONABLE"
 
 
+class RoleNotGrantable(PermissionDenied):
+    """A service neither gives nor takes the role of an administrator; one of them has to do it."""
+
+    reason = "ROLE_NOT_GRANTABLE"
+
+
 class MailSecretInvalid(Unauthenticated):
     """The link or code is wrong, used, expired or replaced by a newer one; ask for a new mail."""
 
@@ -221,6 +227,12 @@ class MailTooSoon(ResourceExhausted):
     """A mail of this kind was sent a moment ago; come back after the delay given."""
 
     reason = "MAIL_TOO_SOON"
+
+
+class EmailNotVerified(FailedPrecondition):
+    """The account's e-mail address is not verified yet; follow the link of the mail first."""
+
+    reason = "EMAIL_NOT_VERIFIED"
 
 
 class SessionNotFound(NotFound):

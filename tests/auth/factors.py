@@ -16,8 +16,9 @@ from services.auth.service.passkeys import PasskeyService
 from services.auth.service.proofs import Proof, ProofKind, ProofService
 from services.auth.service.sessions import Tokens
 from tests.authenticator import Authenticator
-from tests.factories import SERVICE, AuthRoom, an_address, log_in
+from tests.factories import AuthRoom, an_address, log_in
 from tests.fakes import FakeClock
+from tests.owner import make_admin, verify_address
 from tests.running import PASSWORD
 
 
@@ -31,18 +32,21 @@ class Factors:
     passkeys: PasskeyService
     proofs: ProofService
 
-    async def somebody(self) -> "Somebody":
+    async def somebody(self, *, verified: bool = True) -> "Somebody":
         """Registers and logs in somebody new, without a factor."""
         user = await self.auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
+        if verified:
+            async with self.auth.room.database.connection() as conn:
+                await verify_address(conn, user.id)
         tokens, user = await log_in(self.auth, user.email)
         return Somebody(self, user, await self.auth.verifier.verify(tokens.access_token))
 
     async def boss(self) -> "Somebody":
         """Registers and logs in an administrator, without a factor."""
         boss = await self.somebody()
-        boss.user = await self.auth.accounts.set_role(
-            user_id=boss.user.id, role=Role.ADMIN, reason="test", actor=SERVICE, key=None
-        )
+        async with self.auth.room.database.connection() as conn:
+            await make_admin(conn, boss.user.id)
+        boss.user = replace(boss.user, role=Role.ADMIN)
         boss.caller = replace(boss.caller, role="admin")
         return boss
 

@@ -1,6 +1,7 @@
 """People who leave, and what was written about it."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.factories import (
     AuthRoom,
     an_address,
 )
+from tests.owner import make_admin
 from tests.running import PASSWORD
 
 
@@ -22,9 +24,13 @@ async def register(auth: AuthRoom, email: str = "", role: Role = Role.FREE) -> U
     user = await auth.accounts.register(email=email or an_address(), password=PASSWORD, key=None)
     if role is Role.FREE:
         return user
-    return await auth.accounts.set_role(
-        user_id=user.id, role=role, reason="test", actor=SERVICE, key=None
-    )
+    if role is Role.PRO:
+        return await auth.accounts.set_role(
+            user_id=user.id, role=role, reason="test", actor=SERVICE, key=None
+        )
+    async with auth.room.database.connection() as conn:
+        await make_admin(conn, user.id)
+    return replace(user, role=role)
 
 
 def fresh(auth: AuthRoom, user: User) -> Caller:

@@ -1,6 +1,7 @@
 """Finding, banning and logging out users, as use cases over a database of the test's own."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -180,9 +181,10 @@ async def test_a_banned_administrator_is_none_that_is_left(
 
     async def demote() -> str:
         assert ada.user_id
+        fresh = replace(ada, auth_time=clock.now())
         return await reason_of(
             auth.accounts.set_role(
-                user_id=ada.user_id, role=Role.FREE, reason="t", actor=BILLING, key=None
+                user_id=ada.user_id, role=Role.FREE, reason="t", actor=fresh, key=None
             )
         )
 
@@ -386,7 +388,7 @@ async def test_a_refused_ban_ends_no_session(
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError("cut")
 
-    monkeypatch.setattr(store_sessions, "end_impersonations", fail)
+    monkeypatch.setattr(store_sessions, "end_sessions", fail)
     with pytest.raises(RuntimeError, match="cut"):
         await ban(admin, user.id, BILLING)
     await auth.sessions.refresh(tokens.refresh_token)

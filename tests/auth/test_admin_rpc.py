@@ -245,6 +245,7 @@ async def test_the_log_is_listed_by_every_filter(
     """Target, actor, action and time, newest first; SetRole is in the same chain."""
     ada = await an_admin(house)
     bob, eve = await house.person(), await house.person()
+    await house.person(role=auth_pb2.ROLE_PRO)
     clock.advance(minutes=1)
     start = clock.now()
     for person in (bob, eve):

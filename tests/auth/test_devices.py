@@ -135,6 +135,21 @@ async def test_an_early_poll_slows_all_later_ones(devices: DeviceService, clock:
         assert await reason_of(poll(devices, started)) == "AUTHORIZATION_PENDING"
 
 
+async def test_an_old_proof_approves_nothing(
+    auth: AuthRoom, devices: DeviceService, owner: Connection, clock: FakeClock
+) -> None:
+    """Past ten minutes it is STEP_UP_REQUIRED, also without a second factor, for any code."""
+    ada = await somebody(auth)
+    clock.advance(minutes=10, microseconds=1)
+    started = await start(devices)
+    await refused(approve(devices, ada, started), Code.UNAUTHENTICATED, "STEP_UP_REQUIRED")
+    unknown = devices.approve(caller=ada.caller, user_code=WRONG, address=HOME)
+    await refused(unknown, Code.UNAUTHENTICATED, "STEP_UP_REQUIRED")
+    assert await reason_of(poll(devices, started)) == "AUTHORIZATION_PENDING"
+    assert await owner.fetchval("SELECT approved_at FROM chrome_auth_links") is None
+    await approve(devices, await somebody(auth), started)
+
+
 async def test_a_login_is_over_after_ten_minutes(
     auth: AuthRoom, devices: DeviceService, clock: FakeClock
 ) -> None:

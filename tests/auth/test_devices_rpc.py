@@ -104,6 +104,18 @@ async def test_a_device_logs_in(house: House, devices: DeviceStub, clock: FakeCl
     await refused(used, StatusCode.UNAUTHENTICATED, "DEVICE_CODE_INVALID")
 
 
+async def test_an_old_proof_approves_nothing(
+    house: House, devices: DeviceStub, clock: FakeClock
+) -> None:
+    """The token is good, but who it is was proved too long ago to let a device in."""
+    ada = await house.person()
+    clock.advance(minutes=11)
+    started = await start(devices)
+    late = approve(devices, ada, started.user_code)
+    error = await refused(late, StatusCode.UNAUTHENTICATED, "STEP_UP_REQUIRED")
+    assert dict(info_of(error).metadata) == {"acr_values": "aal1", "max_age": "600"}
+
+
 async def test_a_login_is_refused_by_reason(
     house: House, devices: DeviceStub, clock: FakeClock
 ) -> None:

@@ -1,14 +1,15 @@
 """The document of a user's data: everything about the person, nothing that opens a door."""
 
 import json
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
-from chassis.callers import Caller, Kind
 from chassis.postgres import Connection
 from services.auth.domain import lifecycle as rules
 from services.auth.domain.one_time import secret_of
+from services.auth.domain.sessions import STEP_UP_AGE, Acr
 from services.auth.domain.users import Role
 from services.auth.service import mail
 from services.auth.service.lifecycle import LifecycleService
@@ -101,7 +102,7 @@ async def test_somebody_else_s_export_is_logged(
     lifecycle = LifecycleService(auth.room)
     await lifecycle.export(user.id, caller=fresh(auth, user))
     assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 0
-    admin = Caller(Kind.USER, user_id=uuid4(), role="admin")
+    admin = fresh(auth, await make_user(owner, clock, role=Role.ADMIN))
     await lifecycle.export(user.id, caller=admin)
     row = await owner.fetchrow("SELECT actor, action, target_user_id FROM admin_logs")
     assert tuple(row) == (admin.key, "export_user_data", user.id)
@@ -123,15 +124,48 @@ async def test_what_is_beyond_the_bound_is_counted(
     assert export.data["omitted"] == {"sessions": 3}
 
 
-async def test_nobody_and_an_erased_user_have_no_data(auth: AuthRoom, clock: FakeClock) -> None:
+async def test_reading_needs_a_fresh_proof(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """Of the user and of an administrator, with a second factor where there is one."""
+    user, boss = await register(auth), await make_user(owner, clock, role=Role.ADMIN)
+    lifecycle = LifecycleService(auth.room)
+    for reader in (user, boss):
+        old = fresh(auth, reader)
+        clock.advance(seconds=STEP_UP_AGE.total_seconds(), microseconds=1)
+        assert await reason_of(lifecycle.export(user.id, caller=old)) == "STEP_UP_REQUIRED"
+        await owner.execute("UPDATE users SET mfa_enabled_at = now() WHERE id = $1", reader.id)
+        one = fresh(auth, reader)
+        assert await reason_of(lifecycle.export(user.id, caller=one)) == "STEP_UP_REQUIRED"
+        await lifecycle.export(user.id, caller=replace(one, acr=Acr.AAL2))
+    assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 1
+
+
+async def test_who_is_no_administrator_any_more_reads_nobody(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """A token from before the demotion is not enough, and leaves no trace."""
+    user, boss = await register(auth), await make_user(owner, clock, role=Role.ADMIN)
+    await owner.execute("UPDATE users SET role = 'pro' WHERE id = $1", boss.id)
+    caller = replace(fresh(auth, boss), role="admin")
+    export = LifecycleService(auth.room).export(user.id, caller=caller)
+    assert await reason_of(export) == "ACCESS_DENIED"
+    assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 0
+
+
+async def test_nobody_and_an_erased_user_have_no_data(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
     user = await register(auth, an_address())
     lifecycle = LifecycleService(auth.room)
     await leave(auth, user)
     clock.advance(days=14)
     await erase_due(lifecycle)
-    admin = Caller(Kind.USER, user_id=uuid4(), role="admin")
+    admin = fresh(auth, await make_user(owner, clock, role=Role.ADMIN))
     for user_id in (user.id, uuid4()):
         assert await reason_of(lifecycle.export(user_id, caller=admin)) == "USER_NOT_FOUND"
+    itself = lifecycle.export(user.id, caller=fresh(auth, user))
+    assert await reason_of(itself) == "USER_NOT_FOUND"
 
 
 async def test_no_table_about_users_is_forgotten(conn: Connection) -> None:

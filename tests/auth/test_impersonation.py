@@ -1,7 +1,6 @@
 """Acting as a user: short, told apart, not for everything, and over with its reasons."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -26,6 +25,7 @@ from services.auth.store import users as store_users
 from tests.contracts.descriptors import methods
 from tests.factories import SERVICE, AuthRoom, an_address, at_once, log_in, make_user, reason_of
 from tests.fakes import FakeClock
+from tests.owner import make_admin
 from tests.running import PASSWORD
 
 LASTS = timedelta(minutes=15)
@@ -37,10 +37,16 @@ def admin(auth: AuthRoom) -> AdminService:
 
 
 @pytest.fixture
-async def ada(owner: Connection, clock: FakeClock) -> Caller:
+async def ada(auth: AuthRoom, owner: Connection) -> Caller:
     """An administrator who has just logged in."""
-    user = await make_user(owner, clock, role=Role.ADMIN)
-    return Caller(Kind.USER, user_id=user.id, role=user.role, acr="aal1", auth_time=clock.now())
+    user = await auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
+    await make_admin(owner, user.id)
+    return await logged_in(auth, user)
+
+
+async def logged_in(auth: AuthRoom, user: User) -> Caller:
+    tokens, _ = await log_in(auth, user.email)
+    return await auth.verifier.verify(tokens.access_token)
 
 
 @pytest.fixture
@@ -55,6 +61,13 @@ async def impersonate(
         user_id=user_id, reason="ticket 7", address="192.0.2.7", caller=caller, key=key
     )
     return tokens
+
+
+async def impersonations(owner: Connection) -> int:
+    """Counts the sessions in which somebody acts as somebody else, over or not."""
+    return int(
+        await owner.fetchval("SELECT count(*) FROM sessions WHERE impersonated_by IS NOT NULL")
+    )
 
 
 async def test_the_session_says_who_acts(
@@ -75,7 +88,7 @@ async def test_the_session_says_who_acts(
     assert (caller.user_id, caller.actor) == (bob.id, ada.user_id)
     row = await owner.fetchrow(
         "SELECT user_id, impersonated_by, device, host(address) AS address, amr,"
-        " expires_at - created_at AS lasts FROM sessions"
+        " expires_at - created_at AS lasts FROM sessions WHERE impersonated_by IS NOT NULL"
     )
     assert dict(row) == {
         "user_id": bob.id,
@@ -208,65 +221,43 @@ async def test_it_is_refused_by_reason(
             "USER_NOT_ACTIVE",
             {"state": state},
         )
-    await set_role(auth, ada.user_id, Role.FREE)
+    await owner.execute(
+        "UPDATE users SET deletion_requested_at = NULL, erased_at = NULL,"
+        " erasure_due_at = NULL WHERE id = $1",
+        bob.id,
+    )
+    assert ada.session_id
+    await auth.sessions.logout(ada.session_id, by="t")
+    with pytest.raises(Refusal) as refused:
+        await impersonate(admin, bob.id, ada)
+    assert (refused.value.reason, refused.value.metadata) == (
+        "SESSION_ENDED",
+        {"end_reason": "logout"},
+    )
+    await set_role(auth, ada, ada.user_id, Role.FREE)
     assert await reason_of(impersonate(admin, bob.id, ada)) == "ACCESS_DENIED"
-    assert await owner.fetchval("SELECT count(*) FROM sessions") == 0
+    assert await impersonations(owner) == 0
 
 
-async def set_role(auth: AuthRoom, user_id: UUID | None, role: Role) -> object:
+async def set_role(auth: AuthRoom, actor: Caller, user_id: UUID | None, role: Role) -> object:
     assert user_id
     return await auth.accounts.set_role(
-        user_id=user_id, role=role, reason="t", actor=SERVICE, key=None
+        user_id=user_id, role=role, reason="t", actor=actor, key=None
     )
 
 
-Ending = Callable[[AuthRoom, AdminService, Caller, User, Tokens], Awaitable[object]]
-ENDINGS: dict[str, Ending] = {
-    "its logout": lambda auth, _admin, _ada, _bob, tokens: auth.sessions.logout(
-        tokens.session.id, by="t"
-    ),
-    "a ban of the user": lambda _auth, admin, ada, bob, _tokens: admin.ban_user(
-        user_id=bob.id, reason="t", until=None, caller=ada, key=None
-    ),
-    "a ban of the administrator": lambda _auth, admin, ada, _bob, _tokens: admin.ban_user(
-        user_id=ada.user_id or uuid4(),
-        reason="t",
-        until=None,
-        caller=Caller(Kind.SERVICE, name="t"),
-        key=None,
-    ),
-    "the end of the administrator's sessions": lambda _auth, admin, ada, _bob, _tokens: (
-        admin.revoke_sessions(user_id=ada.user_id or uuid4(), reason="t", caller=ada, key=None)
-    ),
-    "the end of the user's sessions": lambda _auth, admin, ada, bob, _tokens: admin.revoke_sessions(
-        user_id=bob.id, reason="t", caller=ada, key=None
-    ),
-    "the administrator's demotion": lambda auth, _admin, ada, _bob, _tokens: set_role(
-        auth, ada.user_id, Role.PRO
-    ),
-    "the user's promotion": lambda auth, _admin, _ada, bob, _tokens: set_role(
-        auth, bob.id, Role.ADMIN
-    ),
-}
-
-
-@pytest.mark.parametrize("how", ENDINGS)
-async def test_it_ends_with_what_it_stands_on(
-    *,
-    auth: AuthRoom,
-    admin: AdminService,
-    owner: Connection,
-    ada: Caller,
-    bob: User,
-    clock: FakeClock,
-    how: str,
+async def test_introspection_says_who_acts(
+    auth: AuthRoom, admin: AdminService, ada: Caller, bob: User
 ) -> None:
-    """Its access token is refused at once and its refresh token too."""
-    await make_user(owner, clock, role=Role.ADMIN)
+    """The administrator behind an impersonator's token, nobody behind another (RFC 8693)."""
     tokens = await impersonate(admin, bob.id, ada)
-    await ENDINGS[how](auth, admin, ada, bob, tokens)
-    assert await reason_of(auth.verifier.verify(tokens.access_token)) == "TOKEN_REVOKED"
-    assert await reason_of(auth.sessions.refresh(tokens.refresh_token)) == "SESSION_ENDED"
+    said = await auth.sessions.validate_token(tokens.access_token)
+    assert said
+    assert (said.user_id, said.actor) == (bob.id, ada.user_id)
+    own, _ = await log_in(auth, bob.email)
+    said = await auth.sessions.validate_token(own.access_token)
+    assert said
+    assert said.actor is None
 
 
 async def test_a_change_of_plan_does_not_end_it(
@@ -274,7 +265,7 @@ async def test_a_change_of_plan_does_not_end_it(
 ) -> None:
     """Only the role admin is a matter of escalation: a user who starts to pay is one still."""
     tokens = await impersonate(admin, bob.id, ada)
-    await set_role(auth, bob.id, Role.PRO)
+    await set_role(auth, SERVICE, bob.id, Role.PRO)
     again = await auth.sessions.refresh(tokens.refresh_token)
     assert (await auth.verifier.verify(again.access_token)).role == "pro"
 
@@ -286,7 +277,7 @@ async def test_with_a_key_there_is_one_session(
     key = Key(ada.key, "ImpersonateUser", "k", b"same")
     answers = await at_once(50, lambda _: impersonate(admin, bob.id, ada, key))
     assert len({tokens.refresh_token for tokens in answers}) == 1
-    assert await owner.fetchval("SELECT count(*) FROM sessions") == 1
+    assert await impersonations(owner) == 1
     assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 1
     clock.advance(minutes=11)
     assert await reason_of(impersonate(admin, bob.id, ada, key)) == "STEP_UP_REQUIRED"
@@ -299,7 +290,7 @@ async def promoted_meanwhile(
 
     async def one(index: int) -> object:
         if index == 5:
-            return await set_role(auth, user.id, Role.ADMIN)
+            return await set_role(auth, ada, user.id, Role.ADMIN)
         return await impersonate(admin, user.id, ada)
 
     await at_once(10, one)

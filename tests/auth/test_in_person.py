@@ -27,7 +27,7 @@ def test_whatever_changes_an_account_is_done_in_person() -> None:
 
 
 async def test_an_impersonator_is_refused(house: House) -> None:
-    """Every such method refuses the token of an administrator who acts as the user."""
+    """Every such method refuses the token of an administrator who acts as the user, and says so."""
     admin = await house.person(role=auth_pb2.ROLE_ADMIN)
     bob = await house.person()
     opened = await admin_pb2_grpc.AdminServiceStub(house.auth_channel).ImpersonateUser(
@@ -36,6 +36,11 @@ async def test_an_impersonator_is_refused(house: House) -> None:
     )
     acting = bearer(opened.tokens.access_token)
     await house.auth.GetUser(auth_pb2.GetUserRequest(), metadata=acting)
+    token = auth_pb2.ValidateTokenRequest(token=opened.tokens.access_token)
+    said = await house.auth.ValidateToken(token, metadata=house.service)
+    assert (said.user_id, said.actor_user_id) == (bob.user_id, admin.user_id)
+    token.token = bob.tokens.access_token
+    assert (await house.auth.ValidateToken(token, metadata=house.service)).actor_user_id == ""
     found = {
         method.name: await outcome(house.auth_channel, method, method.request(), acting)
         for method in methods("auth")

@@ -23,7 +23,6 @@ from tests.auth.leaving import events, fresh, leave, leave_traces, mails, regist
 from tests.factories import (
     GRACE,
     MEANS,
-    SERVICE,
     AuthRoom,
     an_address,
     at_once,
@@ -141,7 +140,7 @@ async def test_the_last_administrator_does_not_leave(auth: AuthRoom) -> None:
     await leave(auth, ada)
     assert await reason_of(leave(auth, bob)) == "LAST_ADMIN"
     demotion = auth.accounts.set_role(
-        user_id=bob.id, role=Role.FREE, reason="test", actor=SERVICE, key=None
+        user_id=bob.id, role=Role.FREE, reason="test", actor=fresh(auth, bob), key=None
     )
     assert await reason_of(demotion) == "LAST_ADMIN"
     await stay(auth, ada)

@@ -82,6 +82,20 @@ async def test_leaving_is_refused_by_reason(
     )
 
 
+async def test_reading_data_needs_a_fresh_proof(
+    house: House, lifecycle: account_pb2_grpc.AccountLifecycleServiceStub, clock: FakeClock
+) -> None:
+    """Eleven minutes after the login it is STEP_UP_REQUIRED, to the user and to administrators."""
+    person, admin = await house.person(), await house.person(role=auth_pb2.ROLE_ADMIN)
+    clock.advance(minutes=11)
+    request = account_pb2.ExportMyDataRequest(user_id=person.user_id)
+    for reader in (person, admin):
+        assert await refusal(lifecycle.ExportMyData(request, metadata=reader.metadata)) == (
+            StatusCode.UNAUTHENTICATED,
+            "STEP_UP_REQUIRED",
+        )
+
+
 async def test_a_person_reads_its_data(
     house: House, lifecycle: account_pb2_grpc.AccountLifecycleServiceStub
 ) -> None:

@@ -10,8 +10,9 @@ from services.auth.service.proofs import ProofKind
 from tests import github
 from tests.auth.factors import Factors
 from tests.auth.mailing import NEW_PASSWORD, by_code, reset_mail, sign_in_mail
-from tests.auth.test_oauth import Desk, desk
-from tests.factories import MEANS, AuthRoom, reason_of
+from tests.auth.test_oauth import Desk, answered, desk
+from tests.authenticator import Authenticator
+from tests.factories import MEANS, log_in, reason_of
 
 __all__ = ["desk"]
 
@@ -35,35 +36,76 @@ async def test_a_link_is_used_up_by_what_it_proved(
     assert (user.id, tokens.session.acr) == (ada.user.id, "aal2")
 
 
-async def test_a_squatter_s_factor_does_not_stay(
-    factors: Factors, emails: EmailService, owner: Connection, auth: AuthRoom
+@pytest.mark.parametrize("way", ["sign_in", "reset"])
+async def test_a_squatter_leaves_no_way_in(
+    *,
+    desk: Desk,
+    factors: Factors,
+    emails: EmailService,
+    owner: Connection,
+    way: str,
 ) -> None:
-    """Who reads the mailbox of an unverified account gets it without the factors of another."""
-    squatter = await factors.somebody()
-    await squatter.enrol()
-    mail = await sign_in_mail(emails, owner, squatter.user)
-    _, user = await emails.sign_in(Proof(mail.secret), MEANS, None)
-    assert (user.id, user.mfa_enabled_at) == (squatter.user.id, None)
-    assert await owner.fetchval("SELECT count(*) FROM mfa_totp") == 0
-    assert await owner.fetchval("SELECT count(*) FROM mfa_recovery_codes") == 0
-
-
-async def test_a_reset_of_an_unverified_account_takes_it_over(
-    factors: Factors, emails: EmailService, owner: Connection, auth: AuthRoom
-) -> None:
-    """A reset does the same; one of a verified account leaves the second factor where it is."""
-    squatter, ada = await factors.somebody(), await factors.somebody()
-    for person in (squatter, ada):
-        await person.enrol()
-    await owner.execute(
-        "UPDATE users SET email_verified_at = created_at WHERE id = $1", ada.user.id
-    )
-    for person in (squatter, ada):
-        mail = await reset_mail(emails, owner, person.user)
+    """Whoever registered an address without reading its mail has nothing when its owner comes."""
+    squatter = await factors.somebody(verified=False)
+    refused = [
+        await reason_of(factors.mfa.enrol_totp(squatter.caller)),
+        await reason_of(factors.passkeys.start_registration(squatter.caller)),
+        await reason_of(desk.link(squatter.user.id, github.Person())),
+    ]
+    assert refused == ["EMAIL_NOT_VERIFIED"] * 3
+    if way == "sign_in":
+        mail = await sign_in_mail(emails, owner, squatter.user)
+        await emails.sign_in(Proof(mail.secret), MEANS, None)
+    else:
+        mail = await reset_mail(emails, owner, squatter.user)
         await emails.reset_password(secret=mail.secret, new_password=NEW_PASSWORD)
+    assert await reason_of(log_in(factors.auth, squatter.user.email)) == "LOGIN_FAILED"
+    session = await owner.fetchrow(
+        "SELECT ended_at IS NOT NULL AS over, end_reason FROM sessions WHERE id = $1",
+        squatter.caller.session_id,
+    )
+    assert tuple(session) == (True, "password_reset")
+    user = await factors.auth.accounts.get_user(squatter.user.id)
+    assert (user.email_verified_at, user.mfa_enabled_at) == (factors.clock.now(), None)
+    for table in ("mfa_totp", "mfa_recovery_codes", "passkeys", "oauth_identities"):
+        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0  # noqa: S608
+
+
+async def test_what_was_started_before_is_not_finished(
+    desk: Desk, factors: Factors, owner: Connection
+) -> None:
+    """The address counts when a factor or an identity is stored, not only when one is begun."""
+    ada = await factors.somebody()
+    ada.secret = (await factors.mfa.enrol_totp(ada.caller)).secret
+    options = (await factors.passkeys.start_registration(ada.caller)).options
+    started = await desk.oauth.start_linking(
+        ada.caller, provider="github", redirect_uri=github.REDIRECT_URI
+    )
+    await owner.execute("UPDATE users SET email_verified_at = NULL")
+    credential = Authenticator().create(options)
+    answer = answered(started, github.Person())
+    refused = [
+        await reason_of(factors.mfa.confirm_totp(ada.caller, ada.code(), None)),
+        await reason_of(
+            factors.passkeys.finish_registration(
+                ada.caller, credential=credential, name="phone", key=None
+            )
+        ),
+        await reason_of(desk.oauth.finish_linking(ada.caller, flow=started.flow, answer=answer)),
+    ]
+    assert refused == ["EMAIL_NOT_VERIFIED"] * 3
+
+
+async def test_a_reset_leaves_a_second_factor(
+    factors: Factors, emails: EmailService, owner: Connection
+) -> None:
+    """A mailbox is one factor: who reads it sets a password, and needs the other one still."""
+    ada = await factors.somebody()
+    await ada.enrol()
+    mail = await reset_mail(emails, owner, ada.user)
+    await emails.reset_password(secret=mail.secret, new_password=NEW_PASSWORD)
     assert await owner.fetch("SELECT user_id FROM mfa_totp") == [(ada.user.id,)]
-    enabled = await owner.fetch("SELECT id FROM users WHERE mfa_enabled_at IS NOT NULL")
-    assert enabled == [(ada.user.id,)]
+    assert (await factors.auth.accounts.get_user(ada.user.id)).mfa_enabled_at is not None
 
 
 async def test_a_provider_is_one_factor(desk: Desk, factors: Factors, owner: Connection) -> None:

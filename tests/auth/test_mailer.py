@@ -37,7 +37,6 @@ NAMES = sorted(path.stem for path in TEMPLATES.glob("*.txt") if path.stem != "fo
 # What other parts of the room send with nothing but `at`.
 PLAIN = {
     "password_changed",
-    "new_sign_in",
     "account_deletion_requested",
     "account_deleted",
     "mfa_enabled",

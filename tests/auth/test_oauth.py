@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,6 +27,7 @@ from services.auth.worker import sweep
 from tests import github
 from tests.factories import MEANS, AuthRoom, at_once, make_user, reason_of
 from tests.fakes import FakeClock
+from tests.owner import verify_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,14 @@ class Desk:
         now = self.clock.now()
         return Caller(Kind.USER, user_id=user_id, acr=Acr.AAL1, auth_time=now)
 
+    async def present(self, user_id: UUID) -> Caller:
+        """The same, with the session."""
+        async with self.auth.room.database.transaction() as conn:
+            tokens, _ = await self.auth.sessions.sign_in(conn, user_id, MEANS, self.clock.now())
+        return replace(self.caller(user_id), session_id=tokens.session.id)
+
     async def link(self, user_id: UUID, person: github.Person) -> Identity:
-        caller = self.caller(user_id)
+        caller = await self.present(user_id)
         started = await self.oauth.start_linking(
             caller, provider="github", redirect_uri=github.REDIRECT_URI
         )
@@ -128,10 +135,17 @@ async def test_fifty_first_sign_ins_make_one_account(desk: Desk, owner: Connecti
     assert await owner.fetchval("SELECT count(*) FROM auth_outbox") == 1
 
 
+async def a_member(owner: Connection, clock: FakeClock) -> User:
+    """A user whose address is verified."""
+    user = await make_user(owner, clock)
+    await verify_address(owner, user.id)
+    return user
+
+
 async def fifty_link(desk: Desk, owner: Connection, clock: FakeClock) -> list[Any]:
     """Fifty users link one identity at once."""
     person = github.Person()
-    users = [await make_user(owner, clock) for _ in range(50)]
+    users = [await a_member(owner, clock) for _ in range(50)]
     return await at_once(50, lambda index: desk.link(users[index].id, person))
 
 
@@ -223,7 +237,7 @@ async def test_users_name_their_first_identity(
         query = "SELECT oauth_provider, oauth_id FROM users WHERE id = $1"
         return tuple(await owner.fetchrow(query, user.id))
 
-    user = await make_user(owner, clock)
+    user = await a_member(owner, clock)
     assert await named() == (None, None)
     people = [github.Person(), github.Person()]
     linked = []

@@ -15,9 +15,10 @@ from finity.usage.v1 import usage_pb2
 from grpc import StatusCode, aio
 
 from chassis.postgres import Connection
-from tests.factories import answers_with, eventually
+from tests.factories import answers_with, connect_owner, eventually
 from tests.fakes import FakeClock
 from tests.oidc.provider import REDIRECT_URI, OpenIdProvider, serving, visit
+from tests.owner import verify_address
 from tests.running import (
     PASSWORD,
     House,
@@ -249,6 +250,8 @@ async def a_member(site: Site, name: str) -> Person:
     email = f"{name}@example.com"
     await site.house.auth.Register(auth_pb2.RegisterRequest(email=email, password=PASSWORD))
     login = await site.house.auth.Login(auth_pb2.LoginRequest(email=email, password=PASSWORD))
+    async with connect_owner(site.house.database_url) as owner:
+        await verify_address(owner, login.user.user_id)
     return Person(login.user.user_id, email, login.tokens)
 
 

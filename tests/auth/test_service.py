@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import jwt
 import pytest
 
+from chassis.callers import Caller
 from chassis.errors import Code, Refusal
 from chassis.idempotency import KEPT, Key
 from chassis.ids import uuid7
@@ -18,6 +19,7 @@ from services.auth.passwords import Passwords
 from services.auth.store import admin_logs as store_admin_logs
 from services.auth.store import users as store_users
 from services.auth.worker import sweep
+from tests.auth.leaving import fresh
 from tests.factories import (
     MEANS,
     POLICY,
@@ -31,6 +33,7 @@ from tests.factories import (
     reason_of,
 )
 from tests.fakes import FakeClock
+from tests.owner import make_admin
 from tests.running import PASSWORD
 
 
@@ -46,10 +49,19 @@ async def fifty_register(auth: AuthRoom, email: str) -> list[Any]:
     return await at_once(50, lambda _: register(auth, email))
 
 
-async def give_role(auth: AuthRoom, user: User, role: Role, key: Key | None = None) -> User:
+async def give_role(
+    auth: AuthRoom, user: User, role: Role, key: Key | None = None, actor: Caller = SERVICE
+) -> User:
     return await auth.accounts.set_role(
-        user_id=user.id, role=role, reason="test", actor=SERVICE, key=key
+        user_id=user.id, role=role, reason="test", actor=actor, key=key
     )
+
+
+async def an_admin(auth: AuthRoom, owner: Connection) -> tuple[User, Caller]:
+    """Registers an administrator, who proved just now who it is."""
+    user = await register(auth)
+    await make_admin(owner, user.id)
+    return user, fresh(auth, user)
 
 
 async def test_one_account_for_all_spellings(auth: AuthRoom) -> None:
@@ -326,33 +338,36 @@ async def test_nobody_has_no_role(auth: AuthRoom, clock: FakeClock) -> None:
     assert await reason_of(give_role(auth, nobody, Role.PRO)) == "USER_NOT_FOUND"
 
 
-async def test_the_last_administrator_stays(auth: AuthRoom) -> None:
+async def test_the_last_administrator_stays(auth: AuthRoom, owner: Connection) -> None:
     """The only administrator keeps the role until there is another one."""
-    ada, bob = await register(auth), await register(auth)
-    await give_role(auth, ada, Role.ADMIN)
-    assert await reason_of(give_role(auth, ada, Role.FREE)) == "LAST_ADMIN"
-    await give_role(auth, bob, Role.ADMIN)
-    assert (await give_role(auth, ada, Role.FREE)).role is Role.FREE
-    assert await reason_of(give_role(auth, bob, Role.PRO)) == "LAST_ADMIN"
+    (ada, by_ada), bob = await an_admin(auth, owner), await register(auth)
+    assert await reason_of(give_role(auth, ada, Role.FREE, actor=by_ada)) == "LAST_ADMIN"
+    await give_role(auth, bob, Role.ADMIN, actor=by_ada)
+    assert (await give_role(auth, ada, Role.FREE, actor=by_ada)).role is Role.FREE
+    by_bob = fresh(auth, bob)
+    assert await reason_of(give_role(auth, bob, Role.PRO, actor=by_bob)) == "LAST_ADMIN"
 
 
-async def demote_each_other(auth: AuthRoom, owner: Connection) -> tuple[list[Any], int]:
-    """Two administrators demote each other at once; returns the answers and who is left."""
-    pair = [await register(auth), await register(auth)]
-    for user in pair:
-        await give_role(auth, user, Role.ADMIN)
-    answers = await at_once(2, lambda index: give_role(auth, pair[index], Role.FREE))
+async def step_down_together(auth: AuthRoom, owner: Connection) -> tuple[list[Any], int]:
+    """Two administrators step down at once; returns the answers and who is left."""
+    pair = [await an_admin(auth, owner), await an_admin(auth, owner)]
+
+    async def step_down(index: int) -> User:
+        user, caller = pair[index]
+        return await give_role(auth, user, Role.FREE, actor=caller)
+
+    answers = await at_once(2, step_down)
     left = await owner.fetchval("SELECT count(*) FROM users WHERE role = 'admin'")
     await owner.execute("UPDATE users SET role = 'free'")
     return answers, left
 
 
-async def test_two_administrators_cannot_demote_each_other(
+async def test_two_administrators_cannot_step_down_together(
     auth: AuthRoom, owner: Connection
 ) -> None:
     """Of two demotions at once that would leave nobody, one is refused, in every round."""
     for _ in range(20):
-        answers, left = await demote_each_other(auth, owner)
+        answers, left = await step_down_together(auth, owner)
         assert left == 1
         assert sorted(type(answer).__name__ for answer in answers) == ["LastAdmin", "User"]
 
@@ -370,7 +385,7 @@ async def test_without_the_lock_nobody_would_be_left(
         return [row["id"] for row in rows]
 
     monkeypatch.setattr(store_users, "lock_admins", count_only)
-    answers, left = await demote_each_other(auth, owner)
+    answers, left = await step_down_together(auth, owner)
     assert left == 0
     assert not any(isinstance(answer, LastAdmin) for answer in answers)
 

@@ -84,7 +84,7 @@ async def user_of(house: House, tokens: auth_pb2.SessionTokens) -> auth_pb2.User
 
 async def test_register_and_verify(story: Story, clock: FakeClock) -> None:
     """The mail that registering sends verifies the address; a second one replaces it."""
-    person = await story.house.person()
+    person = await story.house.person(verified=False)
     first = await story.mailbox.wait(person.email, VERIFY)
     assert f"{URL}/verify-email#token={first.secret}" in first.text
     clock.advance(seconds=60)
@@ -104,7 +104,7 @@ async def test_register_and_verify(story: Story, clock: FakeClock) -> None:
 
 async def test_reset_a_password(story: Story) -> None:
     """The link sets a password and ends the session; it does not log in, the password does."""
-    person = await story.house.person()
+    person = await story.house.person(verified=False)
     for email in (person.email, an_address()):
         request = email_pb2.RequestPasswordResetRequest(email=email)
         answer = await story.email.RequestPasswordReset(request)
@@ -125,7 +125,7 @@ async def test_reset_a_password(story: Story) -> None:
 @pytest.mark.parametrize("by", ["link", "code"])
 async def test_sign_in_by_mail(story: Story, by: str) -> None:
     """The link, or the code with the address, opens a session once and verifies the address."""
-    person = await story.house.person()
+    person = await story.house.person(verified=False)
     await story.email.RequestSignIn(email_pb2.RequestSignInRequest(email=person.email.upper()))
     mail = await story.mailbox.wait(person.email, SIGN_IN)
     if by == "link":

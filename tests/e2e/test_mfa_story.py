@@ -1,5 +1,6 @@
 """A second step of signing in, in JSON through the gateway of the whole suite."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,25 +12,33 @@ import pytest
 from suite import state
 from suite.addresses import free
 from suite.stack import Stack
+from tests.owner import connect_owner, verify_address
 from tests.suite.terminal import plain_environment
 
 ADA = {"email": "ada@example.com", "password": "correct horse battery"}
 
 
 @pytest.fixture
-def gateway(stores: dict[str, str]) -> Iterator[httpx.Client]:
-    """A client of the suite's gateway, on a database of its own."""
+def suite(stores: dict[str, str]) -> Iterator[tuple[httpx.Client, str]]:
+    """A client of the suite's gateway, and the database of its own."""
     with state.scratch("finity mfa ") as directory:
         environment = plain_environment(directory, **stores)
         with (
             Stack(directory, environment=environment, addresses=free(), durable=False) as stack,
             httpx.Client(base_url=stack.gateway_url, timeout=20, trust_env=False) as client,
         ):
-            yield client
+            yield client, stack.database_url
 
 
-def test_a_sign_in_in_two_steps(gateway: httpx.Client) -> None:
+async def prove_address(database_url: str, user_id: str) -> None:
+    async with connect_owner(database_url) as owner:
+        await verify_address(owner, user_id)
+
+
+def test_a_sign_in_in_two_steps(suite: tuple[httpx.Client, str]) -> None:
     """Enrol, confirm, log in, be held back, complete, look, step up, switch it off."""
+
+    gateway, database_url = suite
 
     def call(path: str, body: dict[str, Any], token: str = "") -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -38,7 +47,8 @@ def test_a_sign_in_in_two_steps(gateway: httpx.Client) -> None:
     def code(steps: int) -> str:
         return totp.at(datetime.now(UTC), counter_offset=steps)
 
-    call("/v1/users", ADA).raise_for_status()
+    registered = call("/v1/users", ADA).json()["user"]
+    asyncio.run(prove_address(database_url, registered["user_id"]))
     token = call("/v1/sessions", ADA).json()["tokens"]["access_token"]
     totp = pyotp.TOTP(call("/v1/mfa/totp:enrol", {}, token).json()["secret"])
     confirmed = call("/v1/mfa/totp:confirm", {"totp_code": code(-1)}, token)

@@ -11,6 +11,7 @@ from suite import state
 from suite.addresses import free
 from suite.stack import Stack
 from tests.oidc.provider import REDIRECT_URI, serving, visit
+from tests.owner import connect_owner, verify_address
 from tests.suite.terminal import plain_environment
 
 PASSWORD = "correct horse battery"
@@ -60,6 +61,8 @@ async def test_a_person_with_a_password_and_two_identities(stack: Stack) -> None
         assert refused.status_code == httpx.codes.CONFLICT
         assert refused.json()["details"][0]["reason"] == "ACCOUNT_EXISTS_LINK_REQUIRED"
 
+        async with connect_owner(stack.database_url) as owner:
+            await verify_address(owner, registered["user_id"])
         token = (await go("/v1/sessions", account)).json()["tokens"]["access_token"]
         started = (await go("/v1/identities:startLinking", where, token)).json()
         came = await visit(started["authorization_url"], name)

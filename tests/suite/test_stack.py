@@ -31,7 +31,7 @@ def test_two_checkouts_run_on_one_database(directory: Path) -> None:
     server.start()
     inherited = {k: v for k, v in os.environ.items() if k not in {"FINITY_SECRET", "REDIS_URL"}}
     environment = inherited | {"DATABASE_URL": server.dsn}
-    emails = set()
+    emails, administers = set(), []
     try:
         for _ in range(2):
             with (
@@ -39,9 +39,12 @@ def test_two_checkouts_run_on_one_database(directory: Path) -> None:
                 Stack(folder, environment=environment, addresses=free(), gateway=False) as stack,
             ):
                 emails.add(stack.credentials.admin_email)
+                administers.append(stack.administers)
     finally:
         server.stop()
     assert len(emails) == 2
+    # Only the first administrator of a database is made by a service.
+    assert administers == [True, False]
 
 
 def test_credentials_are_made_under_the_lock(directory: Path) -> None:

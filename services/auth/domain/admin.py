@@ -46,6 +46,18 @@ class LogFilter:
     """The first time that is too late."""
 
 
+def service_may_change(before: Role, after: Role, *, administered: bool) -> bool:
+    """
+    Tells whether a service may change a role; `administered` is whether there are administrators.
+
+    A service changes what somebody pays for. Its key must not be worth an administrator's
+    account, but somebody has to make the first one.
+    """
+    if before is Role.ADMIN:
+        return False
+    return after is not Role.ADMIN or not administered
+
+
 def state_of(user: User, now: datetime) -> UserState:
     """Returns how an account stands now."""
     if user.erased_at is not None:

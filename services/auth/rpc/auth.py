@@ -88,6 +88,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             acr=said.acr,
             amr=said.amr,
             token_id=said.token_id,
+            actor_user_id=str(said.actor) if said.actor else "",
         )
 
     async def GetUser(

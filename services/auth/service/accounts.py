@@ -5,17 +5,18 @@ from datetime import datetime
 from uuid import UUID
 
 from chassis import idempotency, outbox
-from chassis.callers import Caller
+from chassis.callers import Caller, Kind
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.limits import Try
 from chassis.postgres import Connection
 from chassis.refusals import AccessDenied
 from chassis.revocations import Revocations
+from services.auth.domain.admin import UserState, service_may_change
 from services.auth.domain.admin_logs import Action
 from services.auth.domain.sessions import EndReason
 from services.auth.domain.users import Role, User, normalise_email
-from services.auth.errors import LastAdmin, UserNotFound
+from services.auth.errors import LastAdmin, RoleNotGrantable, UserNotActive, UserNotFound
 from services.auth.service.attempts import network
 from services.auth.service.emails import send_verification
 from services.auth.service.passwords import require_acceptable
@@ -123,7 +124,8 @@ class AccountService:
         Changes a role, ends older access tokens and logs it; LastAdmin guards the last one.
 
         Who is no administrator any more acts as nobody, and nobody acts as a new one.
-        StepUpRequired for an administrator without a fresh proof of who is there.
+        StepUpRequired for an administrator without a fresh proof of who is there,
+        RoleNotGrantable for a service that is about administrators, UserNotActive if erased.
         """
         now = self._room.clock.now()
         ended: Sequence[UUID] = []
@@ -131,17 +133,18 @@ class AccountService:
 
             async def effect() -> User:
                 nonlocal ended
-                admins = await users.lock_admins(conn, now)
-                if actor.user_id is not None:
-                    if actor.user_id not in admins:
-                        # Demoted or banned while this call waited.
-                        raise AccessDenied
-                    require_fresh(actor, await self._administrator(conn, actor.user_id), now)
+                admins = await self._lock_admins(conn, actor, role, now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:
                     raise UserNotFound
+                if user.erased_at is not None:
+                    raise UserNotActive(metadata={"state": UserState.ERASED})
                 if user.role is role:
                     return user
+                if actor.kind is Kind.SERVICE and not service_may_change(
+                    user.role, role, administered=bool(admins)
+                ):
+                    raise RoleNotGrantable
                 if admins == [user_id]:
                     raise LastAdmin
                 changed = await users.set_role(conn, user_id, role, now)
@@ -164,8 +167,18 @@ class AccountService:
         await self._room.announce(Revocations(ended, [(user.id, user.token_version)]))
         return user
 
-    async def _administrator(self, conn: Connection, user_id: UUID) -> User:
-        user = await users.get_user(conn, user_id)
-        if user is None:
-            raise UserNotFound
-        return user
+    async def _lock_admins(
+        self, conn: Connection, actor: Caller, role: Role, now: datetime
+    ) -> list[UUID]:
+        """Locks the administrators; AccessDenied or StepUpRequired if the actor may not act."""
+        if actor.kind is Kind.SERVICE and role is Role.ADMIN:
+            await users.lock_first_admin(conn)
+        admins = await users.lock_admins(conn, now)
+        if actor.kind is Kind.SERVICE:
+            return admins
+        # Demoted or banned, perhaps, while this call waited.
+        admin = await users.get_user(conn, actor.user_id) if actor.user_id in admins else None
+        if admin is None:
+            raise AccessDenied
+        require_fresh(actor, admin, now)
+        return admins

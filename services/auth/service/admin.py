@@ -32,7 +32,7 @@ from services.auth.errors import (
 )
 from services.auth.service.room import KEYS, Room
 from services.auth.service.sessions import SessionService, Tokens
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_living
 from services.auth.store import admin_logs, sessions, users
 
 # What the list of a user's sessions calls an impersonator's.
@@ -95,7 +95,9 @@ class AdminService:
                 if admins == [user_id]:
                     raise LastAdmin
                 user = await users.ban_user(conn, user_id, reason=reason, until=until, now=now)
-                ended = await self._end_sessions(conn, user_id, EndReason.BANNED, caller, now)
+                ended = await sessions.end_sessions(
+                    conn, user_id, reason=EndReason.BANNED, by=caller.key, now=now
+                )
                 end = {"until": until.isoformat()} if until else {}
                 details = {"reason": reason, **end, "ended_sessions": str(len(ended))}
                 await self._log(
@@ -141,7 +143,9 @@ class AdminService:
                 nonlocal ended
                 await self._lock_admins(conn, caller, now)
                 await self._lock_user(conn, user_id)
-                ended = await self._end_sessions(conn, user_id, EndReason.ADMIN, caller, now)
+                ended = await sessions.end_sessions(
+                    conn, user_id, reason=EndReason.ADMIN, by=caller.key, now=now
+                )
                 versions.append((user_id, await users.revoke_tokens(conn, user_id, now)))
                 details = {"reason": reason, "ended_sessions": str(len(ended))}
                 await self._log(
@@ -161,7 +165,12 @@ class AdminService:
     async def impersonate(
         self, *, user_id: UUID, reason: str, address: str | None, caller: Caller, key: Key | None
     ) -> tuple[Tokens, User]:
-        """Opens a session in which an administrator acts as a user who is none."""
+        """
+        Opens a session in which an administrator acts as a user who is none.
+
+        SessionEnded if the administrator's own session is over: what ended it would
+        not find the one opened here.
+        """
         now = self._room.clock.now()
         opened: tuple[Tokens, User] | None = None
         async with self._room.database.transaction() as conn:
@@ -173,6 +182,7 @@ class AdminService:
             async def effect() -> UUID:
                 nonlocal opened
                 await self._lock_admins(conn, caller, now)
+                await require_living(conn, caller, self._room.policy, now)
                 user = await self._lock_user(conn, user_id)
                 if user.role is Role.ADMIN:
                     raise AdminNotImpersonable
@@ -233,16 +243,6 @@ class AdminService:
         if user is None:
             raise UserNotFound
         return user
-
-    async def _end_sessions(
-        self, conn: Connection, user_id: UUID, why: EndReason, caller: Caller, now: datetime
-    ) -> Sequence[UUID]:
-        """Ends what a user has open, as itself and as somebody else."""
-        own = await sessions.end_sessions(conn, user_id, reason=why, by=caller.key, now=now)
-        acting = await sessions.end_impersonations(
-            conn, user_id, reason=why, by=caller.key, now=now
-        )
-        return [*own, *acting]
 
     async def _log(
         self,

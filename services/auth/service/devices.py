@@ -24,14 +24,13 @@ from services.auth.domain.devices import (
     spell_user_code,
     withdrawn,
 )
-from services.auth.domain.sessions import Acr, Means, digest, over
+from services.auth.domain.sessions import Acr, Means, Session, digest
 from services.auth.domain.users import User
 from services.auth.errors import (
     AuthorizationPending,
     DeviceCodeExpired,
     DeviceCodeInvalid,
     DeviceDenied,
-    SessionEnded,
     SlowDown,
     UserCodeInvalid,
     UserNotFound,
@@ -40,7 +39,7 @@ from services.auth.service.attempts import network
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_living
 from services.auth.store import devices, sessions, users
 
 # Each is taken with a chance of one in a thousand million.
@@ -109,7 +108,7 @@ class DeviceService:
 
     async def inspect(self, *, caller: Caller, user_code: str, address: str | None) -> DeviceLogin:
         """Returns the login that waits with a code; a wrong code is a guess."""
-        user_id, _ = _identity(caller)
+        user_id = _identity(caller)
         tries = self._tries(user_id, address)
         await self._room.limits.check(*tries)
         code = digest_user_code(self._user_codes, user_code)
@@ -119,7 +118,7 @@ class DeviceService:
 
     async def approve(self, *, caller: Caller, user_code: str, address: str | None) -> DeviceLogin:
         """Lets a device log in as the caller; whoever is first wins, again changes nothing."""
-        user_id, session_id = _identity(caller)
+        user_id = _identity(caller)
         tries = self._tries(user_id, address)
         await self._room.limits.check(*tries)
         code = digest_user_code(self._user_codes, user_code)
@@ -131,7 +130,8 @@ class DeviceService:
             # A device's session outlives the token that approves it. Before the code is looked at:
             # whoever lacks a proof learns nothing of it.
             require_fresh(caller, user, now)
-            approval = await self._approval(conn, caller, user_id, session_id, now)
+            session = await require_living(conn, caller, self._room.policy, now)
+            approval = _approval(caller, session)
             approved = await devices.approve(conn, code, approval, now)
             if approved is None:
                 # Perhaps the answer to the caller's own approval was lost.
@@ -148,7 +148,7 @@ class DeviceService:
 
     async def deny(self, *, caller: Caller, user_code: str, address: str | None) -> None:
         """Refuses a device for good; again changes nothing."""
-        user_id, _ = _identity(caller)
+        user_id = _identity(caller)
         tries = self._tries(user_id, address)
         await self._room.limits.check(*tries)
         code = digest_user_code(self._user_codes, user_code)
@@ -209,18 +209,6 @@ class DeviceService:
             case _:
                 return DeviceCodeInvalid()
 
-    async def _approval(
-        self, conn: Connection, caller: Caller, user_id: UUID, session_id: UUID, now: datetime
-    ) -> Approval:
-        session = await sessions.get_session(conn, session_id)
-        why = over(session, self._room.policy, now) if session else ""
-        if session is None or why is not None:
-            raise SessionEnded(metadata={"end_reason": why or ""})
-        # What the token says, should the session have proved more since.
-        acr = Acr.AAL2 if caller.acr == Acr.AAL2 else Acr.AAL1
-        since = caller.auth_time or session.auth_time
-        return Approval(user_id, session_id, session.amr, acr, since)
-
     async def _judge(self, login: DeviceLogin | None, tries: list[Try]) -> DeviceLogin:
         """
         Returns the login, or counts a wrong guess.
@@ -239,10 +227,17 @@ class DeviceService:
         return [Try(_BY_USER, str(user_id)), Try(_BY_ADDRESS, where)]
 
 
-def _identity(caller: Caller) -> tuple[UUID, UUID]:
+def _identity(caller: Caller) -> UUID:
     if caller.user_id is None or caller.session_id is None:
         raise AccessDenied
-    return caller.user_id, caller.session_id
+    return caller.user_id
+
+
+def _approval(caller: Caller, session: Session) -> Approval:
+    # What the token says, should the session have proved more since.
+    acr = Acr.AAL2 if caller.acr == Acr.AAL2 else Acr.AAL1
+    since = caller.auth_time or session.auth_time
+    return Approval(session.user_id, session.id, session.amr, acr, since)
 
 
 def _wait(kind: type[Refusal], login: DeviceLogin) -> Refusal:

@@ -27,7 +27,7 @@ from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh
-from services.auth.store import emails, mfa, oauth, sessions, users
+from services.auth.store import emails, sessions, users
 
 TEMPLATES = {
     Purpose.VERIFY: "email_verification",
@@ -132,8 +132,7 @@ class EmailService:
             if proved is None:
                 raise MailSecretInvalid
             user = proved[1]
-            if user.email_verified_at is None:
-                await self._take_over(conn, user, now)
+            await emails.verify_address(conn, user.id, now)
             revoked = await self._set_password(conn, user, hashed, now)
             await enqueue(conn, Mail("password_changed", user.email, {"at": now.isoformat()}), now)
         room.wake_relay()
@@ -163,8 +162,10 @@ class EmailService:
                     return ""
                 user = proved[1]
                 if user.email_verified_at is None:
+                    # Somebody who does not read the mailbox may have registered the address: their
+                    # password and sessions go. Whatever else lets in needs a verified address.
                     revoked = await self._set_password(conn, user, None, now)
-                    await self._take_over(conn, user, now)
+                    await emails.verify_address(conn, user.id, now)
                 try:
                     opened = await self._sessions.sign_in(conn, user.id, means, now)
                 except MfaRequired as refusal:
@@ -301,18 +302,6 @@ class EmailService:
             return False
         user = await users.get_user(conn, found.user_id)
         return user is not None and user.email == found.email
-
-    async def _take_over(self, conn: Connection, user: User, now: datetime) -> None:
-        """
-        Gives an account to whoever reads its mailbox first.
-
-        Somebody who does not may have registered the address before: no second
-        factor and no identity of theirs stays.
-        """
-        await emails.verify_address(conn, user.id, now)
-        await mfa.delete_factors(conn, user.id)
-        await users.set_mfa_enabled(conn, user.id, None)
-        await oauth.delete_identities(conn, user.id)
 
     async def _set_password(
         self, conn: Connection, user: User, hashed: str | None, now: datetime

@@ -8,7 +8,7 @@ from chassis import outbox
 from chassis.callers import Caller
 from chassis.ids import uuid7
 from chassis.postgres import Connection
-from chassis.refusals import Conflict
+from chassis.refusals import AccessDenied, Conflict
 from chassis.revocations import Revocations
 from services.auth.domain.lifecycle import (
     EXPORTED_RECORDS,
@@ -100,11 +100,21 @@ class LifecycleService:
         return True
 
     async def export(self, user_id: UUID, *, caller: Caller) -> Export:
-        """Returns everything the room holds about a user; somebody else's export is logged."""
+        """
+        Returns everything the room holds about a user; somebody else's export is logged.
+
+        StepUpRequired without a fresh proof of who asks, AccessDenied for who is no
+        administrator any more.
+        """
         now = self._room.clock.now()
         data: dict[str, Any] = {}
         omitted: dict[str, int] = {}
         async with self._room.database.transaction() as conn:
+            if caller.user_id != user_id and caller.user_id not in await users.lock_admins(
+                conn, now
+            ):
+                raise AccessDenied
+            require_fresh(caller, await _get_living(conn, caller.user_id), now)
             account = await lifecycle.export_account(conn, user_id)
             if account is None:
                 raise UserNotFound

@@ -37,8 +37,8 @@ from services.auth.errors import (
 )
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
-from services.auth.service.step_up import require_fresh
-from services.auth.store import admin_logs, mfa, sessions, users
+from services.auth.service.step_up import require_fresh, require_verified
+from services.auth.store import admin_logs, emails, mfa, sessions, users
 
 _NONCE_BYTES = 12
 
@@ -53,6 +53,16 @@ class Enrolment:
     expires_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What a confirmed factor brought with it; nothing if it was not the first one."""
+
+    codes: list[UUID]
+    """Rows of the recovery codes."""
+    ended: Sequence[UUID]
+    """Sessions to announce as revoked after the commit."""
+
+
 class MfaService:
     """Second factors; what concerns passkeys alone is PasskeyService."""
 
@@ -62,12 +72,17 @@ class MfaService:
         self._recovery_key = room.derive("recovery-codes")
 
     async def enrol_totp(self, caller: Caller) -> Enrolment:
-        """Makes a secret that waits to be confirmed; TotpAlreadyEnrolled if there is one."""
+        """
+        Makes a secret that waits to be confirmed; TotpAlreadyEnrolled if there is one.
+
+        EmailNotVerified while the account's address is not.
+        """
         now = self._room.clock.now()
         secret = os.urandom(TOTP_SECRET_BYTES)
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             require_fresh(caller, user, now)
+            require_verified(user)
             sealed = self._seal(user.id, secret)
             if not await mfa.enrol_totp(
                 conn, user.id, factor_id=uuid7(now), sealed=sealed, now=now
@@ -84,6 +99,7 @@ class MfaService:
         MfaNotEnrolled if none waits, MfaCodeInvalid if the code is not its.
         """
         now = self._room.clock.now()
+        ended: list[UUID] = []
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             # A repeated call finds the factor on that it has itself switched on.
@@ -91,16 +107,21 @@ class MfaService:
 
             async def effect() -> list[UUID]:
                 require_fresh(caller, user, now)
+                require_verified(user)
                 sealed = await mfa.get_pending_totp(conn, user.id, now - ENROLMENT_LIFE)
                 if sealed is None:
                     raise MfaNotEnrolled
                 step = matching_step(self._unseal(user.id, sealed), code, now)
                 if step is None or not await mfa.confirm_totp(conn, user.id, step=step, now=now):
                     raise MfaCodeInvalid
-                return await self.added(conn, caller, user, "otp", now)
+                added = await self.added(conn, caller, user, "otp", now)
+                ended.extend(added.ended)
+                return added.codes
 
             codes = await idempotency.once(conn, KEYS, key, list[UUID], effect, now=now)
         self._room.wake_relay()
+        if ended:
+            await self._room.announce(Revocations(ended, []))
         return self.spell(codes)
 
     async def disable_totp(self, caller: Caller) -> None:
@@ -177,12 +198,12 @@ class MfaService:
 
     async def added(
         self, conn: Connection, caller: Caller, user: User, amr: str, now: datetime
-    ) -> list[UUID]:
+    ) -> Added:
         """
         Counts a factor that was just confirmed; the user is locked.
 
-        The session that confirmed it has used it. Returns the rows of the recovery
-        codes if it is the account's first factor.
+        The session that confirmed it has used it. With the first factor every other
+        session ends: what one factor opened must not be there beside an account of two.
         """
         session = caller.session_id and await sessions.step_up_session(
             conn, caller.session_id, user_id=user.id, amr=(amr,), acr=Acr.AAL2, now=now
@@ -190,10 +211,20 @@ class MfaService:
         if not session:
             raise SessionEnded(metadata={"end_reason": ""})
         if user.mfa_enabled_at is not None:
-            return []
+            return Added([], [])
         await users.set_mfa_enabled(conn, user.id, now)
+        ended = await sessions.end_sessions(
+            conn,
+            user.id,
+            reason=EndReason.MFA_CHANGED,
+            by=caller.key,
+            now=now,
+            spare=caller.session_id,
+        )
+        # Whoever was put out may have asked for a mail before.
+        await emails.supersede(conn, user.id, now)
         await enqueue(conn, Mail("mfa_enabled", user.email), now)
-        return await self._replace_codes(conn, user, now)
+        return Added(await self._replace_codes(conn, user, now), ended)
 
     async def removed(self, conn: Connection, user: User, now: datetime) -> None:
         """Switches the second step off if the factor just removed was the last one."""

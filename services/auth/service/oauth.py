@@ -11,6 +11,7 @@ from chassis.errors import FieldViolation
 from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.refusals import InvalidRequest
+from services.auth.domain.admin import UserState, state_of
 from services.auth.domain.oauth import (
     FLOW_LIFE,
     Answer,
@@ -34,13 +35,15 @@ from services.auth.errors import (
     OAuthDenied,
     OAuthProviderUnavailable,
     OAuthStateInvalid,
+    UserNotActive,
     UserNotFound,
 )
 from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
+from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_living, require_verified
 from services.auth.store import oauth, users
 
 # Once a flow is used nobody can send its call again: better to wait longer than usual for a row.
@@ -106,19 +109,39 @@ class OAuthService:
         return *opened, True
 
     async def start_linking(self, caller: Caller, *, provider: str, redirect_uri: str) -> Started:
-        """Starts a flow that the caller alone can finish; StepUpRequired without a fresh proof."""
+        """
+        Starts a flow that the caller alone can finish; StepUpRequired without a fresh proof.
+
+        EmailNotVerified while the account's address is not.
+        """
         user = await self._fresh(caller)
         return await self._start(provider, redirect_uri, Purpose.LINK, user.id)
 
     async def finish_linking(self, caller: Caller, *, flow: str, answer: Answer) -> Identity:
-        """Links what the provider vouches for; IdentityAlreadyLinked if it is another account's."""
+        """
+        Links what the provider vouches for; IdentityAlreadyLinked if it is another account's.
+
+        UserNotActive or SessionEnded for who was put out while the provider was asked.
+        """
+        asked_at = self._room.clock.now()
         user = await self._fresh(caller)
         proof = await self._prove(flow, answer, Purpose.LINK, user.id)
         now = self._room.clock.now()
+        identity_id = uuid7(now)
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
-            await self._lock(conn, user.id)
-            identity = await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
+            user = await self._lock(conn, user.id)
+            state = state_of(user, now)
+            if state in (UserState.BANNED, UserState.ERASED):
+                raise UserNotActive(metadata={"state": state})
+            await require_living(conn, caller, self._room.policy, now)
+            # As of the call: how long the provider took makes no proof older.
+            require_fresh(caller, user, asked_at)
+            require_verified(user)
+            identity = await oauth.insert_identity(conn, identity_id, user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
+            if identity.id == identity_id:
+                await enqueue(conn, Mail("oauth_linked", user.email, {"at": now.isoformat()}), now)
+        self._room.wake_relay()
         return identity
 
     async def list_identities(
@@ -154,6 +177,8 @@ class OAuthService:
         url = await provider.authorization_url(redirect_uri, secrets)
         flow = Flow(uuid7(now), name, purpose, user_id, redirect_uri, now, now + FLOW_LIFE)
         async with self._room.database.transaction() as conn:
+            if user_id is not None:
+                require_verified(await self._lock(conn, user_id))
             await oauth.insert_flow(
                 conn, flow, flow_digest=digest(secret), state_digest=digest(secrets.state)
             )
@@ -215,9 +240,11 @@ class OAuthService:
         require_fresh(caller, user, self._room.clock.now())
         return user
 
-    async def _lock(self, conn: Connection, user_id: UUID) -> None:
-        if await users.lock_user(conn, user_id) is None:
+    async def _lock(self, conn: Connection, user_id: UUID) -> User:
+        user = await users.lock_user(conn, user_id)
+        if user is None:
             raise UserNotFound
+        return user
 
 
 def _user_id(caller: Caller) -> UUID:

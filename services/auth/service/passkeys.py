@@ -28,6 +28,7 @@ from chassis.errors import Refusal
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
+from chassis.revocations import Revocations
 from services.auth.domain.mfa import CHALLENGE_LIFE, Purpose
 from services.auth.domain.passkeys import MOST_PASSKEYS, Passkey, challenge_of, row_of
 from services.auth.domain.sessions import Acr
@@ -41,7 +42,7 @@ from services.auth.errors import (
 )
 from services.auth.service.mfa import MfaService, own
 from services.auth.service.room import KEYS, Room
-from services.auth.service.step_up import require_fresh
+from services.auth.service.step_up import require_fresh, require_verified
 from services.auth.store import mfa, passkeys, users
 
 _TIMEOUT_MS = int(CHALLENGE_LIFE.total_seconds() * 1000)
@@ -77,11 +78,16 @@ class PasskeyService:
         self._key = room.derive("passkey-challenges")
 
     async def start_registration(self, caller: Caller) -> Ceremony:
-        """Makes a challenge for a new passkey of the caller."""
+        """
+        Makes a challenge for a new passkey of the caller.
+
+        EmailNotVerified while the account's address is not.
+        """
         now = self._room.clock.now()
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             require_fresh(caller, user, now)
+            require_verified(user)
             known = await passkeys.list_credential_ids(conn, user.id)
             if len(known) >= MOST_PASSKEYS:
                 raise PasskeyLimit
@@ -97,6 +103,7 @@ class PasskeyService:
         PasskeyRejected whatever is wrong with it, PasskeyLimit past 20 of them.
         """
         now = self._room.clock.now()
+        ended: list[UUID] = []
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             # A repeated call finds the factor on that it has itself switched on.
@@ -104,15 +111,19 @@ class PasskeyService:
 
             async def effect() -> Registered:
                 require_fresh(caller, user, now)
+                require_verified(user)
                 if len(await passkeys.list_credential_ids(conn, user.id)) >= MOST_PASSKEYS:
                     raise PasskeyLimit
                 passkey = await self._made(conn, user, credential, now)
                 await passkeys.insert_passkey(conn, passkey, name=name, now=now)
-                codes = await self._factors.added(conn, caller, user, passkey.amr, now)
-                return Registered(passkey.id, codes)
+                added = await self._factors.added(conn, caller, user, passkey.amr, now)
+                ended.extend(added.ended)
+                return Registered(passkey.id, added.codes)
 
             made = await idempotency.once(conn, KEYS, key, Registered, effect, now=now)
         self._room.wake_relay()
+        if ended:
+            await self._room.announce(Revocations(ended, []))
         return made.passkey_id, self._factors.spell(made.codes)
 
     async def delete(self, caller: Caller, passkey_id: UUID, key: Key | None) -> None:

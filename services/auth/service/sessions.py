@@ -14,6 +14,7 @@ from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
 from services.auth.domain.mfa import CHALLENGE_LIFE, HeldSignIn, write_challenge
 from services.auth.domain.sessions import (
+    Acr,
     EndReason,
     Means,
     Session,
@@ -71,6 +72,8 @@ class Introspection:
     acr: str
     amr: tuple[str, ...]
     token_id: str
+    actor: UUID | None
+    """The administrator who acts as the user."""
 
 
 class SessionService:
@@ -210,13 +213,24 @@ class SessionService:
     async def opened_before(
         self, conn: Connection, session_id: UUID, now: datetime
     ) -> tuple[Tokens, User]:
-        """Returns the tokens of the session that an earlier call with the same key opened."""
+        """
+        Returns the tokens of the session that an earlier call with the same key opened.
+
+        SessionEnded if it is over, or would not be opened any more by what that call proved.
+        """
         session = await sessions.get_session(conn, session_id)
         user = await users.get_user(conn, session.user_id) if session else None
         # Only a session whose lifetime is over is deleted.
         why = over(session, self._room.policy, now) if session else EndReason.EXPIRED
         if session is None or user is None or why is not None:
             raise SessionEnded(metadata={"end_reason": why or ""})
+        # An impersonator never proved the user's factors.
+        if (
+            user.mfa_enabled_at is not None
+            and session.acr is not Acr.AAL2
+            and session.impersonated_by is None
+        ):
+            raise SessionEnded(metadata={"end_reason": EndReason.MFA_CHANGED})
         return self.tokens(user, session, str(uuid4()), now), user
 
     async def refresh(self, refresh_token: str, address: str | None = None) -> Tokens:
@@ -288,6 +302,7 @@ class SessionService:
             caller.acr,
             said.amr,
             said.token_id,
+            caller.actor,
         )
 
     async def _reuse(

@@ -144,16 +144,6 @@ async def delete_identity(conn: Connection, user_id: UUID, identity_id: UUID) ->
     )
 
 
-async def delete_identities(conn: Connection, user_id: UUID) -> None:
-    """Unlinks every identity of a user."""
-    await conn.execute("DELETE FROM oauth_identities WHERE user_id = $1", user_id)
-    await conn.execute(
-        "UPDATE users SET oauth_provider = NULL, oauth_id = NULL"
-        " WHERE id = $1 AND oauth_id IS NOT NULL",
-        user_id,
-    )
-
-
 async def can_sign_in(conn: Connection, user_id: UUID) -> bool:
     """Tells whether a user has a way to sign in beside mails: password, identity or passkey."""
     return bool(

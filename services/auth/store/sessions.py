@@ -193,31 +193,45 @@ async def end_sessions(
     now: datetime,
     spare: UUID | None = None,
 ) -> Sequence[UUID]:
-    """Ends a user's living sessions but `spare`; returns which."""
-    rows = await conn.fetch(
-        "UPDATE sessions SET ended_at = $4, end_reason = $2, ended_by = $3"
-        " WHERE user_id = $1 AND ended_at IS NULL AND id IS DISTINCT FROM $5 RETURNING id",
-        user_id,
-        reason,
-        by,
-        now,
-        spare,
-    )
-    return [row["id"] for row in rows]
+    """
+    Ends a user's living sessions but `spare`; returns which.
+
+    Those in which the user acts as somebody else are the user's too: whoever is
+    put out must not be left with them.
+    """
+    which = "(user_id = $1 OR impersonated_by = $1)"
+    return await _end(conn, which, user_id, reason=reason, by=by, now=now, spare=spare)
 
 
 async def end_impersonations(
     conn: Connection, user_id: UUID, *, reason: str, by: str, now: datetime
 ) -> Sequence[UUID]:
     """Ends the living sessions in which a user acts as somebody or somebody as it."""
+    which = "impersonated_by IS NOT NULL AND (impersonated_by = $1 OR user_id = $1)"
+    return await _end(conn, which, user_id, reason=reason, by=by, now=now)
+
+
+async def _end(
+    conn: Connection,
+    which: str,
+    user_id: UUID,
+    *,
+    reason: str,
+    by: str,
+    now: datetime,
+    spare: UUID | None = None,
+) -> Sequence[UUID]:
+    # Two callers may end the same sessions, one as the user's and one as the impersonator's.
     rows = await conn.fetch(
-        "UPDATE sessions SET ended_at = $4, end_reason = $2, ended_by = $3"
-        " WHERE ended_at IS NULL AND impersonated_by IS NOT NULL"
-        " AND (impersonated_by = $1 OR user_id = $1) RETURNING id",
+        f"WITH living AS (SELECT id FROM sessions WHERE ended_at IS NULL AND {which}"
+        " AND id IS DISTINCT FROM $5 ORDER BY id FOR NO KEY UPDATE)"
+        " UPDATE sessions SET ended_at = $4, end_reason = $2, ended_by = $3"
+        " FROM living WHERE sessions.id = living.id RETURNING sessions.id",
         user_id,
         reason,
         by,
         now,
+        spare,
     )
     return [row["id"] for row in rows]
 

@@ -76,6 +76,12 @@ async def lock_admins(conn: Connection, now: datetime) -> list[UUID]:
     ]
 
 
+async def lock_first_admin(conn: Connection) -> None:
+    """Lets those who make the first administrator do it one after the other."""
+    # There is no row to lock yet, and how many there are is beyond a constraint.
+    await conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('users:first admin', 0))")
+
+
 async def list_users(
     conn: Connection, *, role: Role | None, before: UUID | None, limit: int
 ) -> list[User]:

@@ -13,11 +13,16 @@ from services.auth.store import mfa as store
 from tests.authenticator import Authenticator
 from tests.contracts.requests.given import Given
 from tests.factories import connect_owner
-from tests.running import PASSWORD, House, Person, info_of
+from tests.running import PASSWORD, House, Metadata, Person, info_of
 
 
 def _caller(given: Given) -> Person:
     return given.caller or given.somebody
+
+
+def _metadata(given: Given, person: Person) -> Metadata:
+    """Credentials of the session that will make the call: a first factor ends all others."""
+    return given.metadata if person is given.caller else person.metadata
 
 
 def _stub(given: Given) -> mfa_pb2_grpc.MfaServiceStub:
@@ -40,21 +45,21 @@ async def _one_factor_serves(house: House, person: Person) -> None:
 async def _enrolled(given: Given, person: Person) -> pyotp.TOTP:
     await without_factors(given.house, person)
     request = mfa_pb2.EnrolTotpRequest()
-    answer = await _stub(given).EnrolTotp(request, metadata=person.metadata)
+    answer = await _stub(given).EnrolTotp(request, metadata=_metadata(given, person))
     return pyotp.TOTP(answer.secret)
 
 
 async def _confirmed(given: Given, person: Person) -> list[str]:
     totp = await _enrolled(given, person)
     request = mfa_pb2.ConfirmTotpRequest(totp_code=totp.at(given.clock.now()))
-    answer = await _stub(given).ConfirmTotp(request, metadata=person.metadata)
+    answer = await _stub(given).ConfirmTotp(request, metadata=_metadata(given, person))
     return list(answer.recovery_codes)
 
 
 async def _made(given: Given, person: Person, device: Authenticator) -> Any:
     await without_factors(given.house, person)
     start = mfa_pb2.StartPasskeyRegistrationRequest()
-    started = await _stub(given).StartPasskeyRegistration(start, metadata=person.metadata)
+    started = await _stub(given).StartPasskeyRegistration(start, metadata=_metadata(given, person))
     made = device.create(started.options_json)
     return mfa_pb2.FinishPasskeyRegistrationRequest(credential_json=made, name="phone")
 
@@ -89,7 +94,7 @@ async def _finish(given: Given) -> Message:
 async def _delete(given: Given) -> Message:
     person = _caller(given)
     finish = await _made(given, person, Authenticator())
-    made = await _stub(given).FinishPasskeyRegistration(finish, metadata=person.metadata)
+    made = await _stub(given).FinishPasskeyRegistration(finish, metadata=_metadata(given, person))
     await _one_factor_serves(given.house, person)
     return mfa_pb2.DeletePasskeyRequest(passkey_id=made.passkey_id)
 

@@ -83,7 +83,8 @@ class AccountLifecycleServiceServicer:
         """Returns everything this service holds about a user, but no secret and
         nothing made from one (GDPR articles 15 and 20). What other services hold is
         theirs to list: usage.v1 has ListUsage and GetBalance. An administrator who
-        exports somebody else's data leaves an entry in the admin log.
+        exports somebody else's data leaves an entry in the admin log. Needs a fresh
+        proof of who asks (STEP_UP_REQUIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class AccountLifecycleServiceStub:
     """Returns everything this service holds about a user, but no secret and
     nothing made from one (GDPR articles 15 and 20). What other services hold is
     theirs to list: usage.v1 has ListUsage and GetBalance. An administrator who
-    exports somebody else's data leaves an entry in the admin log.
+    exports somebody else's data leaves an entry in the admin log. Needs a fresh
+    proof of who asks (STEP_UP_REQUIRED).
     """
 
 class AccountLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -77,7 +78,8 @@ class AccountLifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns everything this service holds about a user, but no secret and
         nothing made from one (GDPR articles 15 and 20). What other services hold is
         theirs to list: usage.v1 has ListUsage and GetBalance. An administrator who
-        exports somebody else's data leaves an entry in the admin log.
+        exports somebody else's data leaves an entry in the admin log. Needs a fresh
+        proof of who asks (STEP_UP_REQUIRED).
         """
 
 def add_AccountLifecycleServiceServicer_to_server(servicer: AccountLifecycleServiceServicer, server: _aio.Server) -> None: ...

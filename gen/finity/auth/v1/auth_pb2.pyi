@@ -136,10 +136,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: whoever acts as somebody else may not do this in their name."""
     ERROR_REASON_ADMIN_NOT_IMPERSONABLE: _ErrorReason.ValueType  # 94
     """FAILED_PRECONDITION: an administrator cannot be impersonated."""
+    ERROR_REASON_ROLE_NOT_GRANTABLE: _ErrorReason.ValueType  # 95
+    """PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, unless there
+    is no administrator at all; one of them has to do it.
+    """
     ERROR_REASON_MAIL_SECRET_INVALID: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
     ERROR_REASON_MAIL_TOO_SOON: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
+    ERROR_REASON_EMAIL_NOT_VERIFIED: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION: the account's e-mail address is not verified yet; RequestEmailVerification
+    mails what verifies it.
+    """
     ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 50
     """NOT_FOUND: the user has no session of this id, or not any more."""
     ERROR_REASON_WATCH_FELL_BEHIND: _ErrorReason.ValueType  # 51
@@ -256,10 +264,18 @@ ERROR_REASON_IMPERSONATION_DENIED: ErrorReason.ValueType  # 93
 """PERMISSION_DENIED: whoever acts as somebody else may not do this in their name."""
 ERROR_REASON_ADMIN_NOT_IMPERSONABLE: ErrorReason.ValueType  # 94
 """FAILED_PRECONDITION: an administrator cannot be impersonated."""
+ERROR_REASON_ROLE_NOT_GRANTABLE: ErrorReason.ValueType  # 95
+"""PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, unless there
+is no administrator at all; one of them has to do it.
+"""
 ERROR_REASON_MAIL_SECRET_INVALID: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
 ERROR_REASON_MAIL_TOO_SOON: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED: a mail of this kind was sent a moment ago; RetryInfo says when the next may be."""
+ERROR_REASON_EMAIL_NOT_VERIFIED: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION: the account's e-mail address is not verified yet; RequestEmailVerification
+mails what verifies it.
+"""
 ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND: the user has no session of this id, or not any more."""
 ERROR_REASON_WATCH_FELL_BEHIND: ErrorReason.ValueType  # 51
@@ -652,6 +668,7 @@ class ValidateTokenResponse(_message.Message):
     ACR_FIELD_NUMBER: _builtins.int
     AMR_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_USER_ID_FIELD_NUMBER: _builtins.int
     active: _builtins.bool
     """Whether a service would accept the token now."""
     user_id: _builtins.str
@@ -664,6 +681,10 @@ class ValidateTokenResponse(_message.Message):
     """How strongly, "aal1" or "aal2"; empty when not active."""
     token_id: _builtins.str
     """Id of the token, its "jti" claim; empty when not active."""
+    actor_user_id: _builtins.str
+    """The administrator who acts as the user, the token's "act" claim (RFC 8693
+    section 4.1); empty when the user acts in person, and when not active.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the token ends; absent when not active."""
@@ -693,10 +714,11 @@ class ValidateTokenResponse(_message.Message):
         acr: _builtins.str = ...,
         amr: _abc.Iterable[_builtins.str] | None = ...,
         token_id: _builtins.str = ...,
+        actor_user_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "active", b"active", "amr", b"amr", "auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time", "role", b"role", "session_id", b"session_id", "token_id", b"token_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acr", b"acr", "active", b"active", "actor_user_id", b"actor_user_id", "amr", b"amr", "auth_time", b"auth_time", "expire_time", b"expire_time", "issue_time", b"issue_time", "role", b"role", "session_id", b"session_id", "token_id", b"token_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -150,7 +150,10 @@ class AuthServiceServicer:
     def SetRole(self, request, context):
         """Changes a user's role, ends the validity of every access token issued with
         the old one and records the change in the admin log. Sessions go on: a
-        refresh gives a token with the new role.
+        refresh gives a token with the new role. An administrator needs a fresh
+        proof of who it is (STEP_UP_REQUIRED). A service changes plans only, free
+        and pro: it neither makes nor unmakes an administrator (ROLE_NOT_GRANTABLE),
+        but for the very first one, while there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

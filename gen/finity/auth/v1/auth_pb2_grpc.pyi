@@ -45,7 +45,10 @@ class AuthServiceStub:
     SetRole: _aio.UnaryUnaryMultiCallable[_auth_pb2.SetRoleRequest, _auth_pb2.SetRoleResponse]
     """Changes a user's role, ends the validity of every access token issued with
     the old one and records the change in the admin log. Sessions go on: a
-    refresh gives a token with the new role.
+    refresh gives a token with the new role. An administrator needs a fresh
+    proof of who it is (STEP_UP_REQUIRED). A service changes plans only, free
+    and pro: it neither makes nor unmakes an administrator (ROLE_NOT_GRANTABLE),
+    but for the very first one, while there is none.
     """
     GetSigningKeys: _aio.UnaryUnaryMultiCallable[_auth_pb2.GetSigningKeysRequest, _auth_pb2.GetSigningKeysResponse]
     """Returns the public keys that verify access tokens, as a JSON Web Key Set
@@ -136,7 +139,10 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_auth_pb2.SetRoleResponse]:
         """Changes a user's role, ends the validity of every access token issued with
         the old one and records the change in the admin log. Sessions go on: a
-        refresh gives a token with the new role.
+        refresh gives a token with the new role. An administrator needs a fresh
+        proof of who it is (STEP_UP_REQUIRED). A service changes plans only, free
+        and pro: it neither makes nor unmakes an administrator (ROLE_NOT_GRANTABLE),
+        but for the very first one, while there is none.
         """
 
     @_abc_1.abstractmethod

@@ -113,7 +113,8 @@ class MfaServiceServicer:
     def EnrolTotp(self, request, context):
         """Makes the secret of an authenticator app (TOTP, RFC 6238: SHA-1, 6 digits,
         30 seconds). It protects nothing until ConfirmTotp; doing it again replaces
-        a secret that still waits. Needs a fresh proof of who is there.
+        a secret that still waits. Needs a fresh proof of who is there, and a
+        verified address (EMAIL_NOT_VERIFIED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +123,8 @@ class MfaServiceServicer:
     def ConfirmTotp(self, request, context):
         """Confirms the enrolled authenticator app with a code of it, within 15
         minutes. The first factor of an account switches the second step of signing
-        in on and gives recovery codes. Needs a fresh proof of who is there.
+        in on, gives recovery codes and ends the account's other sessions. Needs a
+        fresh proof of who is there, and a verified address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +149,7 @@ class MfaServiceServicer:
 
     def StartPasskeyRegistration(self, request, context):
         """Starts the registration of a passkey (WebAuthn Level 3 section 7.1). Needs a
-        fresh proof of who is there.
+        fresh proof of who is there, and a verified address (EMAIL_NOT_VERIFIED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,8 +157,9 @@ class MfaServiceServicer:
 
     def FinishPasskeyRegistration(self, request, context):
         """Stores the passkey the authenticator made, within 5 minutes. The first
-        factor of an account switches the second step of signing in on and gives
-        recovery codes. Needs a fresh proof of who is there.
+        factor of an account switches the second step of signing in on, gives
+        recovery codes and ends the account's other sessions. Needs a fresh proof of
+        who is there, and a verified address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

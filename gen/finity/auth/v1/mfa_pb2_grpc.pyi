@@ -22,12 +22,14 @@ class MfaServiceStub:
     EnrolTotp: _aio.UnaryUnaryMultiCallable[_mfa_pb2.EnrolTotpRequest, _mfa_pb2.EnrolTotpResponse]
     """Makes the secret of an authenticator app (TOTP, RFC 6238: SHA-1, 6 digits,
     30 seconds). It protects nothing until ConfirmTotp; doing it again replaces
-    a secret that still waits. Needs a fresh proof of who is there.
+    a secret that still waits. Needs a fresh proof of who is there, and a
+    verified address (EMAIL_NOT_VERIFIED).
     """
     ConfirmTotp: _aio.UnaryUnaryMultiCallable[_mfa_pb2.ConfirmTotpRequest, _mfa_pb2.ConfirmTotpResponse]
     """Confirms the enrolled authenticator app with a code of it, within 15
     minutes. The first factor of an account switches the second step of signing
-    in on and gives recovery codes. Needs a fresh proof of who is there.
+    in on, gives recovery codes and ends the account's other sessions. Needs a
+    fresh proof of who is there, and a verified address.
     """
     DisableTotp: _aio.UnaryUnaryMultiCallable[_mfa_pb2.DisableTotpRequest, _mfa_pb2.DisableTotpResponse]
     """Removes the authenticator app; removing it again changes nothing. Without
@@ -40,12 +42,13 @@ class MfaServiceStub:
     """
     StartPasskeyRegistration: _aio.UnaryUnaryMultiCallable[_mfa_pb2.StartPasskeyRegistrationRequest, _mfa_pb2.StartPasskeyRegistrationResponse]
     """Starts the registration of a passkey (WebAuthn Level 3 section 7.1). Needs a
-    fresh proof of who is there.
+    fresh proof of who is there, and a verified address (EMAIL_NOT_VERIFIED).
     """
     FinishPasskeyRegistration: _aio.UnaryUnaryMultiCallable[_mfa_pb2.FinishPasskeyRegistrationRequest, _mfa_pb2.FinishPasskeyRegistrationResponse]
     """Stores the passkey the authenticator made, within 5 minutes. The first
-    factor of an account switches the second step of signing in on and gives
-    recovery codes. Needs a fresh proof of who is there.
+    factor of an account switches the second step of signing in on, gives
+    recovery codes and ends the account's other sessions. Needs a fresh proof of
+    who is there, and a verified address.
     """
     DeletePasskey: _aio.UnaryUnaryMultiCallable[_mfa_pb2.DeletePasskeyRequest, _mfa_pb2.DeletePasskeyResponse]
     """Removes a passkey of the caller. Without any factor left the second step is
@@ -91,7 +94,8 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_mfa_pb2.EnrolTotpResponse]:
         """Makes the secret of an authenticator app (TOTP, RFC 6238: SHA-1, 6 digits,
         30 seconds). It protects nothing until ConfirmTotp; doing it again replaces
-        a secret that still waits. Needs a fresh proof of who is there.
+        a secret that still waits. Needs a fresh proof of who is there, and a
+        verified address (EMAIL_NOT_VERIFIED).
         """
 
     @_abc_1.abstractmethod
@@ -102,7 +106,8 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_mfa_pb2.ConfirmTotpResponse]:
         """Confirms the enrolled authenticator app with a code of it, within 15
         minutes. The first factor of an account switches the second step of signing
-        in on and gives recovery codes. Needs a fresh proof of who is there.
+        in on, gives recovery codes and ends the account's other sessions. Needs a
+        fresh proof of who is there, and a verified address.
         """
 
     @_abc_1.abstractmethod
@@ -133,7 +138,7 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_mfa_pb2.StartPasskeyRegistrationRequest, _abc.Awaitable[_mfa_pb2.StartPasskeyRegistrationResponse]],
     ) -> _abc.Awaitable[_mfa_pb2.StartPasskeyRegistrationResponse]:
         """Starts the registration of a passkey (WebAuthn Level 3 section 7.1). Needs a
-        fresh proof of who is there.
+        fresh proof of who is there, and a verified address (EMAIL_NOT_VERIFIED).
         """
 
     @_abc_1.abstractmethod
@@ -143,8 +148,9 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_mfa_pb2.FinishPasskeyRegistrationRequest, _abc.Awaitable[_mfa_pb2.FinishPasskeyRegistrationResponse]],
     ) -> _abc.Awaitable[_mfa_pb2.FinishPasskeyRegistrationResponse]:
         """Stores the passkey the authenticator made, within 5 minutes. The first
-        factor of an account switches the second step of signing in on and gives
-        recovery codes. Needs a fresh proof of who is there.
+        factor of an account switches the second step of signing in on, gives
+        recovery codes and ends the account's other sessions. Needs a fresh proof of
+        who is there, and a verified address.
         """
 
     @_abc_1.abstractmethod

@@ -99,7 +99,8 @@ class OAuthServiceServicer:
 
     def StartLinking(self, request, context):
         """Starts linking an identity to the caller's account; as StartSignIn, but
-        only its own user can finish it. Needs a fresh proof of who the caller is.
+        only its own user can finish it. Needs a fresh proof of who the caller is,
+        and a verified address (EMAIL_NOT_VERIFIED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +109,9 @@ class OAuthServiceServicer:
     def FinishLinking(self, request, context):
         """Links the identity that the provider vouches for to the caller's account.
         An identity belongs to one account only. Needs a fresh proof of who the
-        caller is.
+        caller is, and a verified address. The account is told by mail. Who is banned
+        or logged out while the provider is asked links nothing (USER_NOT_ACTIVE,
+        SESSION_ENDED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

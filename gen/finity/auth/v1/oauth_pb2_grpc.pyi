@@ -33,12 +33,15 @@ class OAuthServiceStub:
     """
     StartLinking: _aio.UnaryUnaryMultiCallable[_oauth_pb2.StartLinkingRequest, _oauth_pb2.StartLinkingResponse]
     """Starts linking an identity to the caller's account; as StartSignIn, but
-    only its own user can finish it. Needs a fresh proof of who the caller is.
+    only its own user can finish it. Needs a fresh proof of who the caller is,
+    and a verified address (EMAIL_NOT_VERIFIED).
     """
     FinishLinking: _aio.UnaryUnaryMultiCallable[_oauth_pb2.FinishLinkingRequest, _oauth_pb2.FinishLinkingResponse]
     """Links the identity that the provider vouches for to the caller's account.
     An identity belongs to one account only. Needs a fresh proof of who the
-    caller is.
+    caller is, and a verified address. The account is told by mail. Who is banned
+    or logged out while the provider is asked links nothing (USER_NOT_ACTIVE,
+    SESSION_ENDED).
     """
     ListIdentities: _aio.UnaryUnaryMultiCallable[_oauth_pb2.ListIdentitiesRequest, _oauth_pb2.ListIdentitiesResponse]
     """Lists the identities linked to the caller's account, newest first."""
@@ -85,7 +88,8 @@ class OAuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_oauth_pb2.StartLinkingRequest, _abc.Awaitable[_oauth_pb2.StartLinkingResponse]],
     ) -> _abc.Awaitable[_oauth_pb2.StartLinkingResponse]:
         """Starts linking an identity to the caller's account; as StartSignIn, but
-        only its own user can finish it. Needs a fresh proof of who the caller is.
+        only its own user can finish it. Needs a fresh proof of who the caller is,
+        and a verified address (EMAIL_NOT_VERIFIED).
         """
 
     @_abc_1.abstractmethod
@@ -96,7 +100,9 @@ class OAuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_oauth_pb2.FinishLinkingResponse]:
         """Links the identity that the provider vouches for to the caller's account.
         An identity belongs to one account only. Needs a fresh proof of who the
-        caller is.
+        caller is, and a verified address. The account is told by mail. Who is banned
+        or logged out while the provider is asked links nothing (USER_NOT_ACTIVE,
+        SESSION_ENDED).
         """
 
     @_abc_1.abstractmethod

@@ -398,7 +398,9 @@ class ChangePasswordResponse(_message.Message):
 
     ENDED_SESSIONS_FIELD_NUMBER: _builtins.int
     ended_sessions: _builtins.int
-    """How many other sessions of the user were ended."""
+    """How many other sessions of the user were ended, also those in which the user
+    acted as somebody else.
+    """
     def __init__(
         self,
         *,

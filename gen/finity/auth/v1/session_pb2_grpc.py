@@ -92,7 +92,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeOtherSessions(self, request, context):
-        """Ends every session of the caller's but the one that makes the call.
+        """Ends every session of the caller's but the one that makes the call, also
+        those in which the caller acts as somebody else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

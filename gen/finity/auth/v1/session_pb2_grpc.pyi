@@ -28,7 +28,9 @@ class SessionServiceStub:
     anybody's, which the admin log records.
     """
     RevokeOtherSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.RevokeOtherSessionsRequest, _session_pb2.RevokeOtherSessionsResponse]
-    """Ends every session of the caller's but the one that makes the call."""
+    """Ends every session of the caller's but the one that makes the call, also
+    those in which the caller acts as somebody else.
+    """
     ExplainSession: _aio.UnaryUnaryMultiCallable[_session_pb2.ExplainSessionRequest, _session_pb2.ExplainSessionResponse]
     """Tells whether a session lives, until when, or when and why it ended, by
     whom, and what a replay of its refresh token looked like. A session is
@@ -73,7 +75,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.RevokeOtherSessionsRequest,
         context: _aio.ServicerContext[_session_pb2.RevokeOtherSessionsRequest, _abc.Awaitable[_session_pb2.RevokeOtherSessionsResponse]],
     ) -> _abc.Awaitable[_session_pb2.RevokeOtherSessionsResponse]:
-        """Ends every session of the caller's but the one that makes the call."""
+        """Ends every session of the caller's but the one that makes the call, also
+        those in which the caller acts as somebody else.
+        """
 
     @_abc_1.abstractmethod
     def ExplainSession(
