@@ -1,4 +1,4 @@
--- One way to write an account for everything that changes it; see docs/decisions/0016.
+-- One way to write an account for everything that changes it; see docs/decisions/0018.
 -- Draws rest in their entry: a table of their own, its two indexes and two foreign keys cost
 -- every flush as much as the calls it records. A negative draw gives back.
 ALTER TABLE credit_entries
