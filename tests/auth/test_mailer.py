@@ -251,7 +251,7 @@ def relay(auth_database: Database, clock: FakeClock, mailbox: Mailbox) -> Relay:
 
 async def post(database: Database, clock: FakeClock, to: str) -> None:
     async with database.transaction() as conn:
-        await enqueue(conn, Mail("password_changed", to), clock.now())
+        await enqueue(conn, Mail("password_changed", to, about=uuid4()), clock.now())
 
 
 async def states(database: Database) -> dict[str, tuple[str, int, str]]:

@@ -252,4 +252,4 @@ def _wait(kind: type[Refusal], login: DeviceLogin) -> Refusal:
 
 def _approved(user: User, login: DeviceLogin, now: datetime) -> Mail:
     said = {"client": login.client_name, "address": login.address, "at": now.isoformat()}
-    return Mail("device_approved", user.email, said)
+    return Mail("device_approved", user.email, said, about=user.id)

@@ -69,7 +69,7 @@ async def _send(
     if user is None:
         await emails.write_to_nobody(conn)
         return
-    mail = Mail(TEMPLATES[purpose], to, {"at": now.isoformat()}, secret.id)
+    mail = Mail(TEMPLATES[purpose], to, {"at": now.isoformat()}, secret.id, about=user.id)
     await enqueue(conn, mail, now)
 
 
@@ -135,7 +135,9 @@ class EmailService:
             if user.email_verified_at is None:
                 await self._take_over(conn, user, now)
             revoked = await self._set_password(conn, user, hashed, now)
-            await enqueue(conn, Mail("password_changed", user.email, {"at": now.isoformat()}), now)
+            values = {"at": now.isoformat()}
+            changed = Mail("password_changed", user.email, values, about=user.id)
+            await enqueue(conn, changed, now)
         room.wake_relay()
         await room.announce(revoked)
 
@@ -193,7 +195,9 @@ class EmailService:
                 if user is None:
                     raise UserNotFound
                 require_fresh(caller, user, now)
-                turn = await emails.take_turn(conn, str(user.id), Purpose.CHANGE, now)
+                turn = await emails.take_turn(
+                    conn, self._room.pseudonym(str(user.id)), Purpose.CHANGE, now
+                )
                 if not turn.granted:
                     raise MailTooSoon(retry_after=(turn.next_at - now).total_seconds())
                 await _send(
@@ -206,7 +210,8 @@ class EmailService:
                     session_id=caller.session_id,
                 )
                 values = {"new_email": mask(to), "at": now.isoformat()}
-                await enqueue(conn, Mail("email_change_requested", user.email, values), now)
+                asked = Mail("email_change_requested", user.email, values, about=user.id)
+                await enqueue(conn, asked, now)
                 return turn.next_at
 
             next_at = await idempotency.once(conn, KEYS, key, datetime, effect, now=now)
@@ -237,7 +242,8 @@ class EmailService:
                 spare=found.session_id,
             )
             for to in dict.fromkeys((user.email, found.email)):
-                await enqueue(conn, Mail("email_changed", to, {"at": now.isoformat()}), now)
+                values = {"at": now.isoformat()}
+                await enqueue(conn, Mail("email_changed", to, values, about=user.id), now)
         self._room.wake_relay()
         await self._room.announce(Revocations(ended, []))
         return replace(user, email=found.email, email_verified_at=now)

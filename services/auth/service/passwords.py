@@ -134,7 +134,8 @@ class _Change:
         version = await users.revoke_tokens(conn, self.user.id, self.now)
         # What was mailed while the old password was good may have been asked for by its thief.
         await emails.supersede(conn, self.user.id, self.now)
-        notice = Mail("password_changed", self.user.email, {"at": self.now.isoformat()})
+        values = {"at": self.now.isoformat()}
+        notice = Mail("password_changed", self.user.email, values, about=self.user.id)
         await enqueue(conn, notice, self.now)
         self.revoked = Revocations(ended, [(self.user.id, version)])
         return len(ended)

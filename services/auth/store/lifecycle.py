@@ -118,6 +118,20 @@ async def delete_personal(conn: Connection, user_id: UUID) -> None:
         await conn.execute(f"DELETE FROM {table} WHERE user_id = $1", user_id)
 
 
+async def forget_answers(conn: Connection, user_id: UUID) -> None:
+    """Deletes the idempotency keys that a user called with, and those answered with the user."""
+    await conn.execute(
+        "DELETE FROM auth_idempotency_keys WHERE caller = 'user:' || $1::text", str(user_id)
+    )
+    # An answer that is a User has its id.
+    await conn.execute("DELETE FROM auth_idempotency_keys WHERE answer ->> 'id' = $1", str(user_id))
+
+
+async def forget_mail_about(conn: Connection, user_id: UUID) -> None:
+    """Deletes every mail about a user from the outbox, sent or not, wherever it went."""
+    await conn.execute("SELECT auth_forget_mail_about($1)", str(user_id))
+
+
 async def forget_mail_to(conn: Connection, address: str) -> None:
     """Deletes every mail to an address from the outbox, sent or not."""
     await conn.execute("SELECT auth_forget_mail_to($1)", address)
