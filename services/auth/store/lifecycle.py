@@ -35,6 +35,8 @@ EXPIRING: Mapping[str, timedelta] = {
     "reset_requests": _KEPT,
     "chrome_auth_links": _KEPT,
     "oauth_flows": timedelta(0),
+    # It expires when its last token is surely over; this is for clocks and for whoever looks back.
+    "signing_keys": _KEPT,
     # A used challenge must not come back for a replica whose clock is behind.
     "mfa_challenges": timedelta(minutes=5),
 }
@@ -140,6 +142,11 @@ async def forget_mail_to(conn: Connection, address: str) -> None:
 async def forget_old_mail(conn: Connection, before: datetime, limit: int) -> int:
     """Deletes mails of the outbox that were written before and are sent or dead."""
     return int(await conn.fetchval("SELECT auth_forget_old_mail($1, $2)", before, limit))
+
+
+async def forget_old_events(conn: Connection, before: datetime, limit: int) -> int:
+    """Deletes other events of the outbox, written before, that every consumer has."""
+    return int(await conn.fetchval("SELECT auth_forget_old_events($1, $2)", before, limit))
 
 
 async def delete_expired(conn: Connection, table: str, before: datetime, limit: int) -> int:
