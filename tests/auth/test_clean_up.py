@@ -138,7 +138,7 @@ async def test_mails_go_72_hours_after_they_were_written(
 async def test_other_events_go_when_every_consumer_has_them(
     auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
-    """Neither sooner than 72 hours, nor ever while a delivery is due, nor dead: it may be retried."""
+    """72 hours later, and never while a delivery is due, nor dead: it may be tried again."""
     states = ("done", "due", "dead")
     async with auth_database.transaction() as conn:
         for state in states:

@@ -2,7 +2,7 @@
 
 import ipaddress
 
-from chassis.limits import Try
+from chassis.limits import Limit, Try
 from services.auth.service.room import Room
 
 V4, V6_PREFIX = 4, 64
@@ -19,8 +19,10 @@ def network(address: str | None) -> str:
 class Attempts:
     """Counts failures; nothing it keeps names an account or an address."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, account: Limit | None = None) -> None:
+        """`account` is how fast one account may be guessed at; that of passwords if not given."""
         self._room = room
+        self._account = account or room.guesses.account
 
     async def check(self, account: str, address: str | None) -> None:
         """TooManyAttempts while an earlier failure still holds callers off."""
@@ -56,6 +58,6 @@ class Attempts:
         guesses = self._room.guesses
         return [
             Try(guesses.address, where),
-            Try(guesses.account, who),
+            Try(self._account, who),
             Try(guesses.pair, f"{who}:{where}"),
         ]

@@ -335,19 +335,18 @@ class EmailService:
     async def _check(self, proof: Proof, address: str | None) -> None:
         """TooManyAttempts while wrong codes hold callers off; a link cannot be guessed."""
         if not proof.secret:
-            await self._attempts.check(normalise_email(proof.email), address)
+            await self._attempts.check(_codes_of(proof), address)
 
     async def _count(self, proof: Proof, address: str | None, *, good: bool) -> None:
         """Counts how a proof by code went."""
         if proof.secret:
             return
-        email = normalise_email(proof.email)
         if not good:
-            await self._attempts.failed(email, address)
+            await self._attempts.failed(_codes_of(proof), address)
             return
         # Guesses beside this one are bounded by the row's count; what was proved stays proved.
         with contextlib.suppress(TooManyAttempts):
-            await self._attempts.succeeded(email, address)
+            await self._attempts.succeeded(_codes_of(proof), address)
 
     async def _limit(self, address: str | None) -> None:
         """TooManyAttempts if one client has mails sent to ever more people."""
@@ -355,3 +354,8 @@ class EmailService:
         one = Try(limit, self._room.pseudonym(network(address)))
         await self._room.limits.check(one)
         await self._room.limits.failed(one)
+
+
+def _codes_of(proof: Proof) -> str:
+    """Returns the account whose codes are guessed at; passwords are counted apart."""
+    return f"mail:{normalise_email(proof.email)}"

@@ -20,6 +20,11 @@ ROOM = "auth"
 KEYS = "auth_idempotency_keys"
 
 
+# Three codes of a million are right at any time, and no owner of a second factor needs ten tries an
+# hour. Whoever keeps guessing gets one an hour; to wait until it is forgotten gains nothing.
+SECOND_FACTOR = Limit("second", free=10, first=1.0, longest=3600.0, remembered=86400.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Guesses:
     """
@@ -33,6 +38,8 @@ class Guesses:
     pair: Limit
     account: Limit
     address: Limit
+    second: Limit = SECOND_FACTOR
+    """An account's second factor, from wherever: whoever guesses at it has its password already."""
 
 
 @dataclass(frozen=True, slots=True)
