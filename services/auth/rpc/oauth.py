@@ -26,7 +26,9 @@ class OAuthServicer(oauth_pb2_grpc.OAuthServiceServicer):
         self, request: oauth_pb2.StartSignInRequest, context: Context
     ) -> oauth_pb2.StartSignInResponse:
         started = await self._oauth.start_sign_in(
-            provider=request.provider, redirect_uri=request.redirect_uri
+            provider=request.provider,
+            redirect_uri=request.redirect_uri,
+            address=current_call().address(),
         )
         return oauth_pb2.StartSignInResponse(
             authorization_url=started.authorization_url,

@@ -6,6 +6,8 @@ from chassis.limits import Limit, Try
 from services.auth.service.room import Room
 
 V4, V6_PREFIX = 4, 64
+# Calls of a kind that a network makes freely for each guess it has: more than an office of people.
+CALLS_PER_GUESS = 20
 
 
 def network(address: str | None) -> str:
@@ -14,6 +16,20 @@ def network(address: str | None) -> str:
         return "unknown"
     ip = ipaddress.ip_address(address)
     return str(ip if ip.version == V4 else ipaddress.ip_network((ip, V6_PREFIX), strict=False))
+
+
+async def count_call(room: Room, kind: str, address: str | None) -> None:
+    """
+    TooManyAttempts if one network makes ever more calls of a kind; every call counts.
+
+    For what anybody may call and what costs a row, a call elsewhere or a calculation.
+    """
+    free = CALLS_PER_GUESS * room.guesses.address.free
+    # Past the bound one call a minute is left: too few to cost anything, enough for a person.
+    limit = Limit(kind, free=free, first=1.0, longest=60.0)
+    one = Try(limit, room.pseudonym(network(address)))
+    await room.limits.check(one)
+    await room.limits.failed(one)
 
 
 class Attempts:

@@ -38,6 +38,7 @@ from services.auth.errors import (
 )
 from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
+from services.auth.service.attempts import count_call
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh
@@ -74,8 +75,15 @@ class OAuthService:
         self._providers = providers
         self._key = room.derive("oauth")
 
-    async def start_sign_in(self, *, provider: str, redirect_uri: str) -> Started:
-        """Starts a flow that anybody who has its secret can finish."""
+    async def start_sign_in(
+        self, *, provider: str, redirect_uri: str, address: str | None = None
+    ) -> Started:
+        """
+        Starts a flow that anybody who has its secret can finish.
+
+        TooManyAttempts past any person's number: each costs a row.
+        """
+        await count_call(self._room, "oauth-start", address)
         return await self._start(provider, redirect_uri, Purpose.SIGN_IN, None)
 
     async def finish_sign_in(
@@ -86,7 +94,9 @@ class OAuthService:
 
         Returns also whether the account is new. An account is found by its identity alone, never by
         an address: whoever gets hold of one at some provider must not get the account.
+        TooManyAttempts past any person's number: each may cost a call to the provider.
         """
+        await count_call(self._room, "oauth-finish", means.address)
         proof = await self._prove(flow, answer, Purpose.SIGN_IN, None)
         now = self._room.clock.now()
         opened = await self._sign_in_known(proof, means, now)
