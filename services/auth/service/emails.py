@@ -287,7 +287,12 @@ class EmailService:
     async def _by_code(
         self, conn: Connection, purpose: Purpose, proof: Proof, now: datetime
     ) -> MailedSecret | None:
-        """Counts the guess, then looks: the same statements whether or not there is an account."""
+        """
+        Counts the guess, then looks: the same statements whether or not there is an account.
+
+        Once its tries are spent a mail's code is dead. Its link is not: whoever knows an
+        address could take the links of others away.
+        """
         email = normalise_email(proof.email)
         number = await emails.count_try(conn, self._room.pseudonym(email), purpose)
         user = await users.find_by_email(conn, email)
@@ -295,9 +300,6 @@ class EmailService:
         found = await emails.find_open_secret(conn, purpose, user_id, now)
         expected = one_time.code_of(self._key, found.id if found else NOBODY)
         fits = hmac.compare_digest(expected, proof.code)
-        if number == one_time.CODE_TRIES and not fits:
-            # The last guess takes the link with it.
-            await emails.supersede(conn, user_id, now, purpose)
         return found if fits and number is not None else None
 
     async def _verified_before(self, conn: Connection, proof: Proof, now: datetime) -> bool:
