@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hmac
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from chassis.revocations import Revocations
 from services.auth.domain import one_time
 from services.auth.domain.devices import withdrawn
 from services.auth.domain.emails import MailedSecret, Proof, Purpose, mask
+from services.auth.domain.mfa import HeldSignIn
 from services.auth.domain.sessions import EndReason, Means, digest
 from services.auth.domain.users import User, normalise_email
 from services.auth.errors import MailSecretInvalid, MailTooSoon, MfaRequired, UserNotFound
@@ -71,6 +72,19 @@ async def _send(
         return
     mail = Mail(TEMPLATES[purpose], to, {"at": now.isoformat()}, secret.id, about=user.id)
     await enqueue(conn, mail, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a sign-in came to, for the same call once more; neither if the proof was bad."""
+
+    session_id: UUID | None = None
+    held: HeldSignIn | None = None
+
+
+def _nameless(held: HeldSignIn | None) -> HeldSignIn | None:
+    """Returns what is kept of a held-back sign-in: people name devices after themselves."""
+    return held and replace(held, device="")
 
 
 class EmailService:
@@ -149,7 +163,8 @@ class EmailService:
         """
         Opens a session; whatever is wrong with the proof, MailSecretInvalid says the same.
 
-        MfaRequired holds it back for the second factor; the link or code is used up.
+        MfaRequired holds it back for the second factor; the link or code is used up. The
+        key again gets the same session, or the same challenge.
         """
         await self._check(proof, means.address)
         now = self._room.clock.now()
@@ -158,11 +173,11 @@ class EmailService:
         revoked: Revocations | None = None
         async with self._room.database.transaction() as conn:
 
-            async def effect() -> str:
+            async def effect() -> _Answer:
                 nonlocal opened, held, revoked
                 proved = await self._prove(conn, Purpose.SIGN_IN, proof, now)
                 if proved is None:
-                    return ""
+                    return _Answer()
                 user = proved[1]
                 if user.email_verified_at is None:
                     revoked = await self._set_password(conn, user, None, now)
@@ -171,12 +186,15 @@ class EmailService:
                     opened = await self._sessions.sign_in(conn, user.id, means, now)
                 except MfaRequired as refusal:
                     held = refusal
-                    return ""
-                return str(opened[0].session.id)
+                    return _Answer(held=_nameless(self._sessions.held_by(refusal, now)))
+                return _Answer(session_id=opened[0].session.id)
 
-            session_id = await idempotency.once(conn, KEYS, key, str, effect, now=now)
-            if session_id and opened is None:
-                opened = await self._sessions.opened_before(conn, UUID(session_id), now)
+            before = await idempotency.once(conn, KEYS, key, _Answer, effect, now=now)
+            if before.session_id and opened is None:
+                opened = await self._sessions.opened_before(conn, before.session_id, now)
+            if before.held and held is None:
+                again = replace(before.held, device=means.device)
+                held = await self._sessions.hold_back(conn, again)
         if revoked is not None:
             await self._room.announce(revoked)
         await self._count(proof, means.address, good=opened is not None or held is not None)
