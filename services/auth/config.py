@@ -200,7 +200,10 @@ class Settings(ServiceSettings):
             password=self.smtp_password.get_secret_value(),
             security=self.smtp_security,
         )
-        return Mailer(server, self.mail_from, self.public_url, self.derive(one_time.PURPOSE))
+        # Nobody has said where the product's pages are: at the default there are none.
+        pages = "public_url" in self.model_fields_set
+        key = self.derive(one_time.PURPOSE)
+        return Mailer(server, self.mail_from, self.public_url, key, pages=pages)
 
     def passwords(self) -> Passwords:
         """Returns what hashes and verifies passwords; to be closed."""
