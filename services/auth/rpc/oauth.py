@@ -43,6 +43,7 @@ class OAuthServicer(oauth_pb2_grpc.OAuthServiceServicer):
             flow=request.flow,
             answer=_answer(request),
             means=means("fed", device=request.device),
+            invite_token=request.invite_token,
         )
         return oauth_pb2.FinishSignInResponse(
             tokens=to_tokens(tokens), user=to_user(user), registered=registered

@@ -87,7 +87,7 @@ class OAuthService:
         return await self._start(provider, redirect_uri, Purpose.SIGN_IN, None)
 
     async def finish_sign_in(
-        self, *, flow: str, answer: Answer, means: Means
+        self, *, flow: str, answer: Answer, means: Means, invite_token: str = ""
     ) -> tuple[Tokens, User, bool]:
         """
         Opens a session for whoever the provider vouches for.
@@ -105,7 +105,7 @@ class OAuthService:
         if not proof.usable_email:
             raise EmailNotVerifiedByProvider
         try:
-            opened = await self._register(proof, means, now)
+            opened = await self._register(proof, means, now, invite_token)
         except (EmailAlreadyTaken, IdentityAlreadyLinked):
             # The same person, signing in twice at once, may have made the account meanwhile.
             opened = await self._sign_in_known(proof, means, now)
@@ -209,10 +209,16 @@ class OAuthService:
                 return None
             return await self._sessions.sign_in(conn, user_id, means, now)
 
-    async def _register(self, proof: Proof, means: Means, now: datetime) -> tuple[Tokens, User]:
+    async def _register(
+        self, proof: Proof, means: Means, now: datetime, invite_token: str
+    ) -> tuple[Tokens, User]:
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             user = await self._accounts.create(
-                conn, email=proof.usable_email, password_hash=None, now=now
+                conn,
+                email=proof.usable_email,
+                password_hash=None,
+                now=now,
+                invite_token=invite_token,
             )
             await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
