@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import pytest
+
 from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.postgres import Connection
@@ -9,10 +11,11 @@ from services.auth.domain.users import User
 from services.auth.service.admin import AdminService
 from services.auth.service.emails import EmailService
 from services.auth.service.lifecycle import LifecycleService
+from services.auth.store import users
 from services.auth.worker import erase_due
 from tests.auth.leaving import leave, mails, places_of
 from tests.auth.mailing import sent
-from tests.factories import MEANS, SERVICE, AuthRoom, log_in
+from tests.factories import MEANS, SERVICE, AuthRoom, log_in, reason_of
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
 
@@ -47,6 +50,43 @@ async def somebody_who_moved(auth: AuthRoom, owner: Connection, clock: FakeClock
     caller = await fresh(auth, second)
     await emails.request_change(caller, new_email=third, key=key_of("Change", caller.key))
     return user
+
+
+async def test_a_mail_that_is_asked_for_meanwhile_leaves_no_trace(
+    auth: AuthRoom, owner: Connection, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who is erased between being found and being written to is not written to."""
+    user = await auth.accounts.register(email=ADDRESSES[0], password=PASSWORD, key=None)
+    object.__setattr__(auth.room, "deletion_grace", timedelta(0))
+    await leave(auth, user)
+    find = users.find_by_email
+
+    async def find_too_early(conn: Connection, email: str) -> User | None:
+        found = await find(conn, email)
+        assert await erase_due(LifecycleService(auth.room)) == 1
+        return found
+
+    monkeypatch.setattr(users, "find_by_email", find_too_early)
+    emails = EmailService(auth.room, auth.sessions)
+    await emails.request_reset(email=ADDRESSES[0], address=None)
+    assert await mails(owner) == [("account_deleted", ADDRESSES[0])]
+    assert await owner.fetchval("SELECT count(*) FROM reset_requests") == 0
+
+
+async def test_an_erased_caller_changes_no_address(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """A token that outlived the account by a moment has nothing mailed."""
+    user = await auth.accounts.register(email=ADDRESSES[0], password=PASSWORD, key=None)
+    caller = await fresh(auth, ADDRESSES[0])
+    object.__setattr__(auth.room, "deletion_grace", timedelta(0))
+    await leave(auth, user)
+    await erase_due(LifecycleService(auth.room))
+    change = EmailService(auth.room, auth.sessions).request_change(
+        caller, new_email=ADDRESSES[1], key=None
+    )
+    assert await reason_of(change) == "USER_NOT_FOUND"
+    assert await places_of(owner, ADDRESSES[1]) == set()
 
 
 async def test_no_address_an_erased_person_ever_had_is_left(

@@ -58,8 +58,11 @@ async def _send(
     session_id: UUID | None = None,
 ) -> None:
     """Makes a secret that replaces the older one, and mails it; to nobody at the same cost."""
+    living = await users.lock_user(conn, user.id if user else NOBODY)
+    if living is None or living.erased_at is not None:
+        # Erased in this very moment: nothing may be written about it any more.
+        user = None
     user_id = user.id if user else NOBODY
-    await users.lock_user(conn, user_id)
     await emails.supersede(conn, user_id, now, purpose)
     secret = MailedSecret(uuid7(now), user_id, to, session_id=session_id)
     written = digest(one_time.secret_of(room.derive(one_time.PURPOSE), secret.id))
@@ -206,8 +209,8 @@ class EmailService:
         async with self._room.database.transaction() as conn:
 
             async def effect() -> datetime:
-                user = await users.get_user(conn, caller.user_id or NOBODY)
-                if user is None:
+                user = await users.lock_user(conn, caller.user_id or NOBODY)
+                if user is None or user.erased_at is not None:
                     raise UserNotFound
                 require_fresh(caller, user, now)
                 turn = await emails.take_turn(
