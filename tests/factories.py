@@ -102,6 +102,7 @@ async def open_auth(
     memory_kib: int = 8,
     guesses: Guesses = GUESSES,
     registrations: Limit = REGISTRATIONS,
+    answer_seconds: float = 0.0,
 ) -> AsyncIterator[AuthRoom]:
     """The auth room over a database; any number of them may share it."""
     signer = SigningKeys(database, SEALING_SECRET, ISSUER, clock)
@@ -129,6 +130,7 @@ async def open_auth(
         derive=derive,
         announce=announce,
         wake_relay=lambda: None,
+        answer_seconds=answer_seconds,
     )
     try:
         sessions = SessionService(room, verifier)

@@ -123,12 +123,12 @@ class Settings(ServiceSettings):
     guesses_per_account: int = Field(20, ge=1)
     """The same for one account, from wherever."""
     guesses_per_address: int = Field(50, ge=1)
-    """The same from one address, for whatever account."""
+    """The same from one address, for whatever account; bounds public calls too, see count_call."""
     registrations_per_address: int = Field(100, ge=1)
     """Registrations from one address before each further one costs a wait; forgotten in an hour."""
 
     device_codes_per_address: int = Field(20, ge=1)
-    """Logins of devices at one address that may wait at once."""
+    """Logins of devices at one address, or one IPv6 /64, that may wait at once."""
 
     def device_policy(self) -> DevicePolicy:
         """Returns where devices send their users, and how many may wait."""
@@ -200,7 +200,10 @@ class Settings(ServiceSettings):
             password=self.smtp_password.get_secret_value(),
             security=self.smtp_security,
         )
-        return Mailer(server, self.mail_from, self.public_url, self.derive(one_time.PURPOSE))
+        # Nobody has said where the product's pages are: at the default there are none.
+        pages = "public_url" in self.model_fields_set
+        key = self.derive(one_time.PURPOSE)
+        return Mailer(server, self.mail_from, self.public_url, key, pages=pages)
 
     def passwords(self) -> Passwords:
         """Returns what hashes and verifies passwords; to be closed."""

@@ -4,12 +4,13 @@ The mailer: writes the mails of the outbox and hands them to an SMTP server (RFC
 A template is a pair of files in templates/: `<name>.txt`, whose first line is the
 subject, and `<name>.html`. Values a template may be given, all optional unless said:
 
-- every one: `at`, when it happened, ISO 8601 text.
+- every one: `at`, when it happened, ISO 8601 text that the mail says in words.
 - email_verification, sign_in: need a row (`one_time`), whose link and code they carry.
 - password_reset, email_change: need a row, whose link they carry.
 - email_change_requested: `new_email`, required: the address that is to be, masked.
-- password_changed, email_changed, device_approved, oauth_linked, mfa_enabled, mfa_disabled,
-  account_deletion_requested, account_deleted: no others.
+- account_deletion_requested: `erased_at`, when it will be, likewise.
+- password_changed, email_changed, device_approved, oauth_linked, mfa_enabled,
+  mfa_disabled, account_deleted: no others.
 
 A link carries its secret in the fragment, which browsers and scanners send to no
 server. The Message-ID is the event's id: a mail that is sent twice because an answer
@@ -33,6 +34,7 @@ from chassis.deliveries import Event
 from chassis.ids import uuid7_time
 from chassis.outbox import Undeliverable
 from chassis.refusals import PeerUnavailable
+from services.auth.domain.emails import say_time
 from services.auth.domain.one_time import code_of, secret_of
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -43,6 +45,14 @@ PAGES = {
     "password_reset": "reset-password",
     "sign_in": "sign-in",
 }
+# What takes that secret where there are no such pages, as in development.
+CALLS = {
+    "email_verification": "EmailService.VerifyEmail (POST /v1/email:verify)",
+    "email_change": "EmailService.ConfirmEmailChange (POST /v1/email:confirmChange)",
+    "password_reset": "EmailService.ResetPassword (POST /v1/password:reset)",
+    "sign_in": "EmailService.SignIn (POST /v1/sessions:signIn)",
+}
+_TIMES = ("at", "erased_at")
 # Together they must end before the outbox's lease does, or a mail would be sent twice.
 WAIT_SECONDS = 8.0
 SEND_SECONDS = 15.0
@@ -64,13 +74,20 @@ class SmtpServer:
 class Mailer:
     """Delivers the outbox's mails, a few at a time."""
 
-    def __init__(self, server: SmtpServer, sender: str, public_url: str, key: bytes) -> None:
-        """`key` is derived for one_time.PURPOSE; links start with `public_url`."""
+    def __init__(
+        self, server: SmtpServer, sender: str, public_url: str, key: bytes, *, pages: bool = True
+    ) -> None:
+        """
+        `key` is derived for one_time.PURPOSE; links start with `public_url`.
+
+        Without `pages` nothing is there: mails then say which call takes a link's secret.
+        """
         self._server = server
         name, self._envelope = parseaddr(sender)
         self._from = Address(name, addr_spec=self._envelope)
         self._public_url = public_url.rstrip("/")
         self._key = key
+        self._pages = pages
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -123,11 +140,17 @@ class Mailer:
         return message
 
     def _values(self, payload: Mapping[str, Any]) -> dict[str, str]:
-        values = dict(payload["values"])
+        values = {
+            name: say_time(value) if name in _TIMES else value
+            for name, value in payload["values"].items()
+        }
         if payload["one_time"]:
             row_id = UUID(payload["one_time"])
             values["code"] = code_of(self._key, row_id)
-            page = PAGES.get(str(payload["template"]), "")
+            template = str(payload["template"])
+            page = PAGES.get(template, "")
+            if not self._pages and template in CALLS:
+                values["call"] = CALLS[template]
             values["link"] = f"{self._public_url}/{page}#token={secret_of(self._key, row_id)}"
         return values
 

@@ -8,9 +8,10 @@ from chassis import idempotency
 from chassis.clock import Clock
 from chassis.errors import Refusal
 from chassis.postgres import Database
+from services.auth.domain.mfa import ENROLMENT_LIFE
 from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.room import KEYS, Room
-from services.auth.store import emails, lifecycle, sessions
+from services.auth.store import emails, lifecycle, mfa, sessions
 
 SWEEP_SECONDS = 600.0
 # Between two batches, so that a large backlog does not crowd out calls.
@@ -46,9 +47,10 @@ async def erase_due(accounts: LifecycleService) -> int:
 
 async def sweep(database: Database, clock: Clock) -> int:
     """
-    Deletes one batch each of old sessions, keys, one-time rows and mails; returns how many rows.
+    Deletes one batch each of old sessions, keys, one-time rows and events; returns how many rows.
 
-    Mails and idempotency keys are kept for 72 hours, the others as long as EXPIRING says.
+    Events and idempotency keys are kept for 72 hours, the others as long as EXPIRING says; an
+    authenticator app that nobody confirmed goes when it no longer can be.
     """
     now = clock.now()
     before = now - idempotency.KEPT
@@ -58,4 +60,6 @@ async def sweep(database: Database, clock: Clock) -> int:
         for table, kept in lifecycle.EXPIRING.items():
             deleted += await lifecycle.delete_expired(conn, table, now - kept, BATCH)
         deleted += await emails.delete_old_turns(conn, before, BATCH)
+        deleted += await mfa.delete_unconfirmed(conn, now - ENROLMENT_LIFE, BATCH)
+        deleted += await lifecycle.forget_old_events(conn, before, BATCH)
         return deleted + await lifecycle.forget_old_mail(conn, before, BATCH)

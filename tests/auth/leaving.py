@@ -84,3 +84,20 @@ async def leave_traces(owner: Connection, user: User, now: datetime) -> None:
         user.id,
         now,
     )
+
+
+async def places_of(owner: Connection, text: str) -> set[str]:
+    """Names every column of the database, as the catalogue has them, with a text in it."""
+    columns = await owner.fetch(
+        "SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+        " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"
+        " AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped"
+    )
+    return {
+        f"{table}.{column}"
+        for table, column in columns
+        if await owner.fetchval(
+            f"SELECT true FROM {table} WHERE {column}::text ILIKE $1 LIMIT 1",  # noqa: S608
+            f"%{text}%",
+        )
+    }

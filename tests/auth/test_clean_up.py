@@ -8,13 +8,17 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from chassis import outbox
 from chassis.idempotency import KEPT
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
+from services.auth.domain.mfa import ENROLMENT_LIFE
 from services.auth.service import mail
 from services.auth.service.mail import Mail
 from services.auth.store import lifecycle as store
+from services.auth.store import mfa as store_mfa
 from services.auth.worker import sweep
+from tests.auth.factors import Factors
 from tests.auth.leaving import leave, register
 from tests.factories import AuthRoom, at_once, make_user
 from tests.fakes import FakeClock
@@ -22,7 +26,7 @@ from tests.fakes import FakeClock
 TICK = timedelta(microseconds=1)
 ROWS = 5000
 # Tables with expires_at that have a rule of their own.
-OWN_RULE = {"sessions", "signing_keys"}
+OWN_RULE = {"sessions"}
 INSERT = {
     "email_verifications": "INSERT INTO email_verifications (id, user_id, token, created_at,"
     " expires_at, superseded_at)"
@@ -36,6 +40,9 @@ INSERT = {
     "oauth_flows": "INSERT INTO oauth_flows (id, provider, purpose, user_id, flow, state,"
     " redirect_uri, created_at, expires_at) SELECT id, 'p', 'link', $2, id::text, 's', 'r',"
     " $3::timestamptz - interval '1 s', $3 FROM unnest($1::uuid[]) AS id",
+    "signing_keys": "INSERT INTO signing_keys (kid, public_key, sealed_private_key, created_at,"
+    " retired_at, expires_at) SELECT id::text, sha256(''), $2::uuid::text::bytea, $3, $3, $3"
+    " FROM unnest($1::uuid[]) AS id",
     "mfa_challenges": "INSERT INTO mfa_challenges (id, purpose, user_id, expires_at)"
     " SELECT id, 'sign_in', $2, $3 FROM unnest($1::uuid[]) AS id",
     "chrome_auth_links": "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name,"
@@ -112,14 +119,13 @@ async def deliver(owner: Connection, template: str, state: str) -> None:
 async def test_mails_go_72_hours_after_they_were_written(
     auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
-    """Sent and dead ones go; one that is still to be sent and every other event stay."""
+    """Sent and dead ones go; one that is still to be sent stays."""
     user = await register(auth)
     async with auth_database.transaction() as conn:
         for template in ("sent", "dead", "waiting"):
-            await mail.enqueue(conn, Mail(template, user.email), clock.now())
+            await mail.enqueue(conn, Mail(template, user.email, about=user.id), clock.now())
     await deliver(owner, "sent", "done")
     await deliver(owner, "dead", "dead")
-    await owner.execute("UPDATE auth_deliveries SET state = 'done' WHERE consumer = 'usage'")
     clock.advance(seconds=KEPT.total_seconds())
     assert await sweep(auth_database, clock) == 0
     clock.advance(microseconds=1)
@@ -129,10 +135,57 @@ async def test_mails_go_72_hours_after_they_were_written(
     assert await owner.fetchval("SELECT count(*) FROM auth_deliveries") == 3
 
 
+async def test_other_events_go_when_every_consumer_has_them(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """72 hours later, and never while a delivery is due, nor dead: it may be tried again."""
+    states = ("done", "due", "dead")
+    async with auth_database.transaction() as conn:
+        for state in states:
+            event = await outbox.enqueue(
+                conn, "auth", state, {}, ["usage", "other"], now=clock.now()
+            )
+            change = "UPDATE auth_deliveries SET state = $2 WHERE event_id = $1 AND consumer = $3"
+            await conn.execute(change, event, "done", "usage")
+            await conn.execute(change, event, state, "other")
+    clock.advance(seconds=KEPT.total_seconds())
+    assert await sweep(auth_database, clock) == 0
+    clock.advance(microseconds=1)
+    assert await sweep(auth_database, clock) == 1
+    left = await owner.fetch("SELECT topic FROM auth_outbox ORDER BY topic")
+    assert [row["topic"] for row in left] == ["dead", "due"]
+    assert await owner.fetchval("SELECT count(*) FROM auth_deliveries") == 4
+
+
+async def test_an_app_that_nobody_confirmed_goes(
+    auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock, factors: Factors
+) -> None:
+    """When it can be confirmed no more; a confirmed one stays however old it is."""
+    waiting, confirmed = await factors.somebody(), await factors.somebody()
+    await confirmed.enrol()
+    await factors.mfa.enrol_totp(waiting.caller)
+    clock.advance(seconds=ENROLMENT_LIFE.total_seconds())
+    await sweep(auth_database, clock)
+    assert await owner.fetchval("SELECT count(*) FROM mfa_totp") == 2
+    clock.advance(microseconds=1)
+    await sweep(auth_database, clock)
+    assert await owner.fetch("SELECT user_id FROM mfa_totp") == [(confirmed.user.id,)]
+
+
+async def test_a_key_that_signs_stays(
+    auth: AuthRoom, auth_database: Database, clock: FakeClock
+) -> None:
+    """Years later the one key there is still signs; only keys that have a successor ever expire."""
+    clock.advance(days=4000)
+    await sweep(auth_database, clock)
+    await auth.signer.load()
+    assert len(auth.signer.published()) == 1
+
+
 async def test_the_outbox_is_still_insert_only(
     auth: AuthRoom, auth_database: Database, clock: FakeClock
 ) -> None:
-    """What serves cannot delete an event itself, and the functions know no topic but mail."""
+    """What serves cannot delete an event itself, and the functions take none that is owed."""
     user = await register(auth)
 
     async def delete() -> None:
@@ -144,6 +197,7 @@ async def test_the_outbox_is_still_insert_only(
     async with auth_database.transaction() as conn:
         await store.forget_mail_to(conn, str(user.id))
         assert await store.forget_old_mail(conn, clock.now() + KEPT, 10) == 0
+        assert await store.forget_old_events(conn, clock.now() + KEPT, 10) == 0
         # That somebody registered, and the mail to verify the address, which waits.
         assert await conn.fetchval("SELECT count(*) FROM auth_outbox") == 2
 
@@ -214,21 +268,47 @@ async def test_who_is_due_is_found_by_an_index(
     assert explainer.indexes() == {"users_erasure_due_at_idx"}
 
 
+async def test_an_app_nobody_confirmed_is_found_by_an_index(
+    owner: Connection, clock: FakeClock
+) -> None:
+    """However many people have an app, the sweep reads those that wait."""
+    ids = [uuid7(clock.now()) for _ in range(ROWS)]
+    await owner.execute(
+        "INSERT INTO users (id, email, created_at)"
+        " SELECT id, id || '@example.com', $2 FROM unnest($1::uuid[]) AS id",
+        ids,
+        clock.now(),
+    )
+    await owner.execute(
+        "INSERT INTO mfa_totp (user_id, id, sealed_secret, created_at, confirmed_at)"
+        " SELECT id, id, '', $2, $2 FROM unnest($1::uuid[]) AS id",
+        ids,
+        clock.now(),
+    )
+    await owner.execute("ANALYZE mfa_totp")
+    explainer = Explainer(owner)
+    await store_mfa.delete_unconfirmed(explainer, clock.now(), 1000)
+    assert explainer.sequential() == []
+    assert "mfa_totp_unconfirmed_idx" in explainer.indexes()
+
+
 @pytest.mark.parametrize(
     ("function", "index"),
     [
         ("auth_forget_old_mail", "auth_outbox_mail_created_at_idx"),
+        ("auth_forget_old_events", "auth_outbox_event_created_at_idx"),
         ("auth_forget_mail_to", "auth_outbox_mail_to_idx"),
+        ("auth_forget_mail_about", "auth_outbox_mail_about_idx"),
     ],
 )
-async def test_mails_are_found_by_an_index(
+async def test_events_are_found_by_an_index(
     owner: Connection, clock: FakeClock, function: str, index: str
 ) -> None:
-    """The two functions read no more of the outbox than they delete."""
+    """The functions read no more of the outbox than they delete."""
     await owner.execute(
         "INSERT INTO auth_outbox (id, topic, payload, created_at)"
         " SELECT id, CASE WHEN get_byte(uuid_send(id), 15) < 10 THEN 'mail' ELSE 'user_registered'"
-        " END, jsonb_build_object('to', id), $2 FROM unnest($1::uuid[]) AS id",
+        " END, jsonb_build_object('to', id, 'about', id), $2 FROM unnest($1::uuid[]) AS id",
         [uuid7(clock.now()) for _ in range(ROWS)],
         clock.now(),
     )
@@ -239,6 +319,7 @@ async def test_mails_are_found_by_an_index(
         ("written_before", "now() - interval '1 year'"),
         ("most", "10"),
         ("= address", "= 'a'"),
+        ("= who", "= 'a'"),
     ):
         body = body.replace(name, value)
     await explainer.explain(body)

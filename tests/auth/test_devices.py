@@ -279,6 +279,38 @@ async def test_who_may_not_log_in_lets_no_device_in(
     assert await owner.fetchval("SELECT count(*) FROM sessions WHERE device = 'Editor'") == 0
 
 
+@pytest.mark.parametrize("why", ["banned", "mfa_enabled", "withdrawn"])
+async def test_what_was_denied_at_the_claim_stays_denied(
+    auth: AuthRoom, devices: DeviceService, owner: Connection, why: str
+) -> None:
+    """The code is used up and no session opened, nor is one when the reason is gone again."""
+    ada = await somebody(auth)
+    started = await start(devices)
+    await approve(devices, ada, started)
+    spoil, mend = {
+        "banned": (
+            "UPDATE users SET banned_at = now(), ban_reason = 'test'",
+            "UPDATE users SET banned_at = NULL, ban_reason = NULL",
+        ),
+        "mfa_enabled": (
+            "UPDATE users SET mfa_enabled_at = now()",
+            "UPDATE users SET mfa_enabled_at = NULL",
+        ),
+        "withdrawn": (
+            "UPDATE sessions SET ended_at = now(), end_reason = 'revoked_by_user'",
+            "UPDATE sessions SET ended_at = NULL, end_reason = NULL",
+        ),
+    }[why]
+    await owner.execute("UPDATE users SET last_login = NULL")
+    await owner.execute(spoil)
+    await refused(poll(devices, started), Code.PERMISSION_DENIED, "DEVICE_DENIED")
+    assert await owner.fetchval("SELECT last_login FROM users") is None
+    assert await owner.fetchval("SELECT claimed_at FROM chrome_auth_links") is not None
+    await owner.execute(mend)
+    await refused(poll(devices, started), Code.UNAUTHENTICATED, "DEVICE_CODE_INVALID")
+    assert await owner.fetchval("SELECT count(*) FROM sessions") == 1
+
+
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [

@@ -65,6 +65,8 @@ class Model:
     polled: datetime | None = None
     denied: bool = False
     claimed: bool = False
+    opened: bool = False
+    """A claim that is denied opens nothing and uses the code up all the same."""
     approver: Person | None = None
     resets: int = 0
     """Of the approver, when it approved: an approval does not outlive a reset."""
@@ -84,11 +86,12 @@ class Model:
             self.interval += timedelta(seconds=5)
             self.polled = now
             return "SLOW_DOWN"
-        if self.approver is not None and self.approver.resets != self.resets:
-            return "DEVICE_DENIED"
         self.polled = now
-        self.claimed = self.approver is not None
-        return "" if self.claimed else "AUTHORIZATION_PENDING"
+        if self.approver is None:
+            return "AUTHORIZATION_PENDING"
+        self.claimed = True
+        self.opened = self.approver.resets == self.resets
+        return "" if self.opened else "DEVICE_DENIED"
 
     def approve(self, who: Person, now: datetime) -> str:
         if self.pending(now):
@@ -212,7 +215,7 @@ class Logins(RuleBasedStateMachine):
                 login.claimed,
                 login.approver and login.approver.caller.user_id,
                 login.interval.total_seconds(),
-                int(login.claimed),
+                int(login.opened),
             )
             for login in self.models
         }

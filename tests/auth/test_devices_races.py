@@ -187,6 +187,21 @@ async def test_of_fifty_starts_twenty_wait(
     await start(devices, address)
 
 
+async def test_a_network_s_addresses_wait_together(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """Whoever has an IPv6 /64 has the codes of one address; what is shown is the address itself."""
+    room = replace(auth.room, devices=DevicePolicy(codes_per_address=2))
+    devices = DeviceService(room, auth.sessions)
+    for number in (1, 2):
+        await start(devices, f"2001:db8:1:2::{number}")
+    third = start(devices, "2001:db8:1:2:3:4:5:6")
+    await refused(third, Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
+    await start(devices, "2001:db8:1:3::1")
+    shown = await owner.fetch("SELECT address FROM chrome_auth_links ORDER BY address LIMIT 2")
+    assert [row["address"] for row in shown] == ["2001:db8:1:2::1", "2001:db8:1:2::2"]
+
+
 async def test_count_before_start_would_let_more_wait(
     auth: AuthRoom, devices: DeviceService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +220,6 @@ async def test_count_before_start_would_let_more_wait(
         await asyncio.sleep(0.2)
         return found
 
-    monkeypatch.setattr(store_devices, "lock_address", no_lock)
+    monkeypatch.setattr(store_devices, "lock_network", no_lock)
     monkeypatch.setattr(store_devices, "full_until", slowly)
     assert (await fifty_starts(auth, HOME)).count("") > 2

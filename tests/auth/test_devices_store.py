@@ -21,7 +21,9 @@ from tests.fakes import FakeClock
 async def make_login(conn: Connection, clock: FakeClock, code: str = "code") -> DeviceLogin:
     now = clock.now()
     login = DeviceLogin(uuid7(now), "Editor", "192.0.2.1", now, now + LIFETIME, INTERVAL_SECONDS)
-    assert await devices.insert_login(conn, login, device_code=f"d-{code}", user_code=f"u-{code}")
+    assert await devices.insert_login(
+        conn, login, network="n", device_code=f"d-{code}", user_code=f"u-{code}"
+    )
     return login
 
 
@@ -54,10 +56,14 @@ async def test_a_user_code_is_free_once_its_login_is_claimed(
     """Two logins that wait never have one code; a claimed one leaves it to others."""
     await make_login(conn, clock)
     other = DeviceLogin(uuid4(), "Other", "", clock.now(), clock.now() + LIFETIME, 5)
-    assert not await devices.insert_login(conn, other, device_code="d-2", user_code="u-code")
+    assert not await devices.insert_login(
+        conn, other, network="n", device_code="d-2", user_code="u-code"
+    )
     await devices.approve(conn, "u-code", await an_approval(conn, clock), clock.now())
     await devices.poll(conn, "d-code", clock.now())
-    assert await devices.insert_login(conn, other, device_code="d-2", user_code="u-code")
+    assert await devices.insert_login(
+        conn, other, network="n", device_code="d-2", user_code="u-code"
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +114,7 @@ class Plans:
 async def test_every_statement_reads_an_index(conn: Connection, clock: FakeClock) -> None:
     """Among thousands of logins each statement finds its own by an index."""
     await conn.execute(
-        "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name, address,"
+        "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name, network,"
         " created_at, expires_at) SELECT gen_random_uuid(), n, n, 'x', '192.0.2.' || n % 200,"
         " $1, $2 FROM generate_series(1, 5000) AS n",
         clock.now(),

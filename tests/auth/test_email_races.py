@@ -19,9 +19,10 @@ from tests.auth.mailing import (
     by_code,
     change_mail,
     reset_mail,
+    sent,
     sign_in_mail,
 )
-from tests.factories import MEANS, AuthRoom, an_address, at_once
+from tests.factories import MEANS, AuthRoom, an_address, at_once, reason_of
 from tests.fakes import FakeClock
 from tests.mailbox import templates
 from tests.running import PASSWORD
@@ -78,22 +79,37 @@ async def test_look_before_use_would_open_fifty(
     assert await owner.fetchval("SELECT count(*) FROM sessions") > 1
 
 
-async def test_five_wrong_codes_are_the_end(
+async def test_five_wrong_codes_are_the_end_of_the_code(
     emails: EmailService, owner: Connection, ada: User
 ) -> None:
-    """Of 50 wrong guesses at once five count; then the code is dead and the link with it."""
+    """Of 50 wrong guesses at once five count; then the code is dead, and the link still good."""
     mail = await sign_in_mail(emails, owner, ada)
     wrong = by_code(ada, mail.wrong_code)
     answers = await at_once(50, lambda _: emails.sign_in(wrong, MEANS, None))
     assert count(answers, Refusal) == 50
     tries = await owner.fetchval("SELECT tries FROM email_requests WHERE purpose = 'sign_in'")
     assert tries == one_time.CODE_TRIES
-    # Another address than the guesses came from: the account's delay is not what refuses.
-    proofs = (Proof(mail.secret), by_code(ada, mail.code))
-    for proof in proofs:
-        async with emails._room.database.transaction() as conn:
-            now = emails._room.clock.now()
-            assert await emails._prove(conn, Purpose.SIGN_IN, proof, now) is None
+    # Below the limits: the account's delay is not what refuses.
+    async with emails._room.database.transaction() as conn:
+        code, now = by_code(ada, mail.code), emails._room.clock.now()
+        assert await emails._prove(conn, Purpose.SIGN_IN, code, now) is None
+    _, user = await emails.sign_in(Proof(mail.secret), MEANS, None)
+    assert user.id == ada.id
+
+
+async def test_a_stranger_s_codes_do_not_spoil_a_verification(
+    auth: AuthRoom, emails: EmailService, owner: Connection
+) -> None:
+    """Whoever knows an address may spend its code; whoever reads its mail verifies by the link."""
+    user = await auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
+    mail = await sent(owner, "email_verification", user.email)
+    for number in range(one_time.CODE_TRIES):
+        guess = emails.verify(by_code(user, mail.wrong_code), address=f"192.0.2.{number}")
+        assert await reason_of(guess) == "MAIL_SECRET_INVALID"
+    right = emails.verify(by_code(user, mail.code), address="198.51.100.1")
+    assert await reason_of(right) == "MAIL_SECRET_INVALID"
+    await emails.verify(Proof(mail.secret), address="198.51.100.1")
+    assert (await auth.accounts.get_user(user.id)).email_verified_at is not None
 
 
 async def test_counting_after_looking_would_allow_more(

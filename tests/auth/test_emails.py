@@ -343,3 +343,23 @@ async def test_a_change_goes_with_the_session_that_asked(
         )
     assert await reason_of(emails.confirm_change(mail.secret)) == "MAIL_SECRET_INVALID"
     assert (await auth.accounts.get_user(ada.id)).email == ada.email
+
+
+async def test_codes_and_passwords_do_not_hold_each_other_off(
+    auth: AuthRoom, emails: EmailService, owner: Connection, clock: FakeClock, ada: User
+) -> None:
+    """Whoever mistyped one too often may still use the other."""
+    mail = await sign_in_mail(emails, owner, ada)
+    for _ in range(6):
+        wrong = auth.sessions.login(email=ada.email, password="wrong", means=MEANS, key=None)
+        assert await reason_of(wrong) == "LOGIN_FAILED"
+    assert await reason_of(log_in(auth, ada.email)) == "TOO_MANY_ATTEMPTS"
+    await emails.sign_in(by_code(ada, mail.code), MEANS, None)
+    clock.advance(minutes=1)
+    bob = await auth.accounts.register(email=an_address(), password=PASSWORD, key=None)
+    await sign_in_mail(emails, owner, bob)
+    code = emails.sign_in
+    for _ in range(6):
+        assert await reason_of(code(by_code(bob, "none"), MEANS, None)) == "MAIL_SECRET_INVALID"
+    assert await reason_of(code(by_code(bob, "none"), MEANS, None)) == "TOO_MANY_ATTEMPTS"
+    await log_in(auth, bob.email)

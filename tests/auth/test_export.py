@@ -73,7 +73,7 @@ async def test_no_secret_is_in_it(auth: AuthRoom, owner: Connection, clock: Fake
     user = await register(auth)
     tokens, _ = await log_in(auth, user.email)
     row = uuid4()
-    asked = Mail("reset_password", user.email, one_time=row)
+    asked = Mail("reset_password", user.email, one_time=row, about=user.id)
     async with auth.room.database.transaction() as conn:
         await mail.enqueue(conn, asked, clock.now())
     await leave_traces(owner, user, clock.now())

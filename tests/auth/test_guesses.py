@@ -90,6 +90,25 @@ async def test_one_address_does_not_register_everybody(
         assert await register("192.0.2.2") == ""
 
 
+async def test_registrations_are_held_off_whatever_they_were_answered(
+    auth_database: Database, clock: FakeClock
+) -> None:
+    """Asking by it who has an account ends as soon: a taken address counts as a free one."""
+    async with open_auth(auth_database, clock, registrations=STRICT) as auth:
+        taken = await registered(auth)
+
+        async def register(email: str, number: int = 1) -> str:
+            address = f"2001:db8:1:2::{number}"
+            call = auth.accounts.register(email=email, password=PASSWORD, key=None, address=address)
+            return await reason_of(call)
+
+        for number in range(STRICT.free + 1):
+            asked, answer = [(taken, "EMAIL_ALREADY_TAKEN"), (an_address(), "")][number % 2]
+            assert await register(asked, number) == answer
+        assert await register(taken, 99) == "TOO_MANY_ATTEMPTS"
+        assert await register(an_address(), 99) == "TOO_MANY_ATTEMPTS"
+
+
 @pytest.mark.parametrize(
     ("address", "counted"),
     [

@@ -6,7 +6,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from finity.auth.v1 import account_pb2, account_pb2_grpc, auth_pb2
+from finity.auth.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    auth_pb2,
+    oauth_pb2,
+    oauth_pb2_grpc,
+)
 from finity.usage.v1 import usage_pb2
 from google.protobuf import json_format
 from grpc import StatusCode, aio
@@ -14,7 +20,8 @@ from grpc import StatusCode, aio
 from chassis.postgres import Database
 from services.auth.service.lifecycle import LifecycleService
 from services.auth.worker import erase_due
-from tests import factories
+from tests import factories, github
+from tests.auth.leaving import events
 from tests.factories import (
     GRACE,
     answers_with,
@@ -135,6 +142,27 @@ async def test_a_registration_takes_an_invitation(house: House) -> None:
             )
         else:
             await house.auth.Register(request)
+
+
+async def test_a_sign_up_at_a_provider_takes_an_invitation(house: House) -> None:
+    """The announcement of the new account carries it; a later sign-in announces nobody."""
+    oauth, person = oauth_pb2_grpc.OAuthServiceStub(house.auth_channel), github.Person()
+
+    async def sign_in(token: str) -> oauth_pb2.FinishSignInResponse:
+        start = oauth_pb2.StartSignInRequest(provider="github", redirect_uri=github.REDIRECT_URI)
+        started = await oauth.StartSignIn(start)
+        code, state = github.consent(started.authorization_url, person)
+        finish = oauth_pb2.FinishSignInRequest(
+            flow=started.flow, state=state, authorization_code=code, invite_token=token
+        )
+        return await oauth.FinishSignIn(finish)
+
+    assert await refusal(sign_in("t" * 15)) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    first, second = await sign_in("A-z_0" * 12), await sign_in("t" * 16)
+    assert (first.registered, second.registered) == (True, False)
+    async with connect_owner(house.database_url) as owner:
+        announced = await events(owner, "user_registered")
+    assert announced == [{"user_id": first.user.user_id, "invite_token": "A-z_0" * 12}]
 
 
 async def test_from_leaving_to_a_closed_account(

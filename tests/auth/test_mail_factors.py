@@ -1,7 +1,10 @@
 """Sign-ins by mail and by an identity provider, where an account has a second factor."""
 
+from dataclasses import replace
+
 import pytest
 
+from chassis.idempotency import Key
 from chassis.postgres import Connection
 from services.auth.domain.emails import Proof
 from services.auth.errors import MfaRequired
@@ -9,6 +12,7 @@ from services.auth.service.emails import EmailService
 from services.auth.service.proofs import ProofKind
 from tests import github
 from tests.auth.factors import Factors
+from tests.auth.leaving import places_of
 from tests.auth.mailing import NEW_PASSWORD, by_code, reset_mail, sign_in_mail
 from tests.auth.test_oauth import Desk, answered, desk
 from tests.authenticator import Authenticator
@@ -34,6 +38,33 @@ async def test_a_link_is_used_up_by_what_it_proved(
     challenge = held.value.metadata["challenge"]
     tokens, user = await factors.complete(challenge, ProofKind.TOTP, ada.code())
     assert (user.id, tokens.session.acr) == (ada.user.id, "aal2")
+
+
+async def test_the_key_again_is_held_back_again(
+    factors: Factors, emails: EmailService, owner: Connection
+) -> None:
+    """A lost MFA_REQUIRED is asked for again: the same challenge, which opens one session."""
+    ada = await factors.somebody()
+    await owner.execute("UPDATE users SET email_verified_at = created_at")
+    await ada.enrol()
+    mail = await sign_in_mail(emails, owner, ada.user)
+    means = replace(MEANS, device="Ada's phone")
+    key = Key("public", "SignIn", "k", b"same")
+    challenges = []
+    for _ in range(3):
+        with pytest.raises(MfaRequired) as held:
+            await emails.sign_in(Proof(mail.secret), means, key)
+        assert held.value.metadata["methods"] == "totp,recovery_code"
+        challenges.append(held.value.metadata["challenge"])
+        factors.clock.advance(seconds=30)
+    assert len(set(challenges)) == 1
+    assert await places_of(owner, "Ada's phone") == set()
+    assert await places_of(owner, challenges[0]) == set()
+    tokens, _ = await factors.complete(challenges[0], ProofKind.TOTP, ada.code())
+    device = await owner.fetchval("SELECT device FROM sessions WHERE id = $1", tokens.session.id)
+    assert device == "Ada's phone"
+    late = factors.complete(challenges[0], ProofKind.RECOVERY, ada.codes[0])
+    assert await reason_of(late) == "MFA_CHALLENGE_INVALID"
 
 
 @pytest.mark.parametrize("way", ["sign_in", "reset"])

@@ -14,6 +14,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from finity.auth.v1 import email_pb2
+from google.api import annotations_pb2  # type: ignore[import-untyped]
 
 from chassis import outbox
 from chassis.ids import uuid7
@@ -21,8 +23,10 @@ from chassis.outbox import Event, Relay, Undeliverable
 from chassis.postgres import Database
 from chassis.refusals import PeerUnavailable
 from services.auth import mailer as module
+from services.auth.config import Settings
+from services.auth.domain.emails import say_time
 from services.auth.domain.one_time import code_of, secret_of
-from services.auth.mailer import PAGES, TEMPLATES, Mailer, SmtpServer
+from services.auth.mailer import CALLS, PAGES, TEMPLATES, Mailer, SmtpServer
 from services.auth.service.mail import MAIL, SMTP, Mail, enqueue
 from tests.chassis.waiting import until
 from tests.factories import an_address
@@ -84,7 +88,9 @@ def test_every_template_is_a_pair_that_needs_no_time(name: str) -> None:
     at = "2026-01-31T09:30:00+00:00"
     for values in (needed, {**needed, "at": at}):
         event, text, html = written(name, **values)
-        assert (at in text, at in html) == ("at" in values, "at" in values)
+        said = "31 January 2026, 09:30 UTC"
+        assert (said in text, said in html) == ("at" in values, "at" in values)
+        assert at not in text + html
         assert not any(mark in part for mark in ("{{", "{%") for part in (text, html))
         if name in PAGES:
             link = f"{URL}/{PAGES[name]}#token={secret_of(KEY, row_of(event))}"
@@ -110,6 +116,56 @@ def test_mails_with_a_code_say_it(name: str) -> None:
     code = code_of(KEY, row_of(event))
     assert code in text
     assert code in html
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("2026-11-25T13:46:09.123456+00:00", "25 November 2026, 13:46 UTC"),
+        ("2026-12-31T23:59:59+00:00", "31 December 2026, 23:59 UTC"),
+        ("2027-01-01T00:30:00+02:00", "31 December 2026, 22:30 UTC"),
+        ("2026-01-01T00:00:00+00:00", "1 January 2026, 00:00 UTC"),
+    ],
+)
+def test_a_time_is_said_as_people_do(at: str, said: str) -> None:
+    """By the minute, in words and in one zone."""
+    assert say_time(at) == said
+
+
+def test_a_mail_names_the_day_of_an_erasure() -> None:
+    _, text, html = written("account_deletion_requested", erased_at="2026-02-14T09:30:00+00:00")
+    assert "deleted on 14 February 2026, 09:30 UTC" in text
+    assert "deleted on 14 February 2026, 09:30 UTC" in html
+
+
+def routes() -> set[str]:
+    """Returns every call of the contract as a mail names it."""
+    service = email_pb2.DESCRIPTOR.services_by_name["EmailService"]
+    posts = [
+        (one.name, one.GetOptions().Extensions[annotations_pb2.http]) for one in service.methods
+    ]
+    return {f"EmailService.{name} (POST {http.post})" for name, http in posts}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_where_no_page_runs_a_mail_names_the_call(name: str) -> None:
+    """In both parts, beside the link, and a call that the contract has; where pages are, not."""
+    event = a_mail(name)
+    bare = Mailer(SmtpServer("127.0.0.1", 1), SENDER, URL, KEY, pages=False).write(event)
+    for kind in ("plain", "html"):
+        part, with_pages = bare.get_body((kind,)), mailer_to(1).write(event).get_body((kind,))
+        assert part is not None
+        assert with_pages is not None
+        assert CALLS[name] in part.get_content()
+        assert secret_of(KEY, row_of(event)) in part.get_content()
+        assert "Development" not in with_pages.get_content()
+    assert CALLS[name] in routes()
+
+
+def test_nobody_says_where_the_pages_are_by_default() -> None:
+    """Links lead to pages only if FINITY_PUBLIC_URL names a place, be it the default one."""
+    assert not Settings().mailer()._pages
+    assert Settings(public_url="http://localhost:3000").mailer()._pages
 
 
 def test_values_are_escaped_and_required() -> None:
@@ -250,7 +306,7 @@ def relay(auth_database: Database, clock: FakeClock, mailbox: Mailbox) -> Relay:
 
 async def post(database: Database, clock: FakeClock, to: str) -> None:
     async with database.transaction() as conn:
-        await enqueue(conn, Mail("password_changed", to), clock.now())
+        await enqueue(conn, Mail("password_changed", to, about=uuid4()), clock.now())
 
 
 async def states(database: Database) -> dict[str, tuple[str, int, str]]:

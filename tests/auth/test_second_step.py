@@ -14,6 +14,7 @@ from services.auth.errors import MfaCodeInvalid, MfaRequired
 from services.auth.service.proofs import Proof, ProofKind
 from services.auth.store import mfa as store
 from tests.auth.factors import Factors, Somebody, open_factors, opened
+from tests.authenticator import Authenticator
 from tests.factories import MEANS, SERVICE, an_address, at_once, log_in, open_auth, reason_of
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
@@ -204,6 +205,41 @@ async def test_wrong_codes_slow_an_account_down(factors: Factors) -> None:
     challenge = await ada.challenge()
     held_off = factors.complete(challenge, RECOVERY, ada.codes[0])
     assert await reason_of(held_off) == "TOO_MANY_ATTEMPTS"
+
+
+async def guess_from_everywhere(ada: Somebody, number: int) -> str:
+    """Guesses a code from an address of its own; returns the reason it is refused for."""
+    challenge, proof = await ada.challenge(), Proof(TOTP, "wrong")
+    guess = ada.factors.proofs.complete_sign_in(
+        challenge=challenge, proof=proof, address=f"198.51.100.{number}"
+    )
+    return await reason_of(guess)
+
+
+async def test_guesses_from_everywhere_come_down_to_one_an_hour(factors: Factors) -> None:
+    """The wait of a second factor grows on where that of a password stops, and is remembered."""
+    ada = await factors.somebody()
+    await ada.enrol()
+    reasons = [await guess_from_everywhere(ada, number) for number in range(12)]
+    assert reasons == ["MFA_CODE_INVALID"] * 11 + ["TOO_MANY_ATTEMPTS"]
+    guesses = factors.auth.room.guesses
+    assert guesses.second.wait(30) == 3600
+    assert guesses.account.wait(30) == 60
+    # Forgotten before its wait is over, a count would give all its free tries anew.
+    assert guesses.second.remembered >= 24 * guesses.second.longest
+    # Passwords are counted apart: one still gets as far as the second step.
+    await ada.challenge()
+
+
+async def test_a_passkey_gets_in_whatever_others_guess(factors: Factors) -> None:
+    """Nobody guesses a passkey; who is held off by another's wrong codes may show it."""
+    ada, device = await factors.somebody(), Authenticator()
+    await ada.register(device)
+    for number in range(12):
+        last = await guess_from_everywhere(ada, number)
+    assert last == "TOO_MANY_ATTEMPTS"
+    tokens, _ = await ada.second_step(ProofKind.PASSKEY, await ada.with_passkey(device))
+    assert tokens.session.acr == "aal2"
 
 
 async def test_what_happens_meanwhile_ends_a_challenge(

@@ -21,7 +21,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "admin_logs": APPEND,
         "admin_log_head": READ,
         "sessions": ALL,
-        "signing_keys": WRITE,
+        "signing_keys": ALL,
         "email_verifications": ALL,
         "reset_requests": ALL,
         "email_sign_ins": ALL,

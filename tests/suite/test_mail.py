@@ -62,6 +62,7 @@ def test_it_takes_mail_and_keeps_it(directory: Path) -> None:
 
 def test_nothing_yet_and_nothing_of_that_name(directory: Path) -> None:
     assert finity(directory, "mail").stdout == "no mail yet\n"
+    assert ".finity/mail/" in finity(directory, "mail", "--help").stdout
     for name in ("last", "abc123"):
         ended = finity(directory, "mail", name)
         assert ended.returncode == 1

@@ -1,7 +1,7 @@
 """Links and codes that are mailed: what for, how long they are good, how often they are sent."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -11,6 +11,21 @@ PAUSE = timedelta(seconds=60)
 LONGEST_PAUSE = timedelta(hours=1)
 FORGOTTEN = timedelta(days=1)
 _SHOWN = 1
+# Not strftime's, which are of the process's language.
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 
 
 class Purpose(StrEnum):
@@ -58,6 +73,12 @@ class Turn:
 
     granted: bool
     next_at: datetime
+
+
+def say_time(at: str) -> str:
+    """Returns an ISO 8601 time as a mail says it: "25 November 2026, 13:46 UTC"."""
+    time = datetime.fromisoformat(at).astimezone(UTC)
+    return f"{time.day} {_MONTHS[time.month - 1]} {time.year}, {time:%H:%M} UTC"
 
 
 def mask(email: str) -> str:

@@ -114,7 +114,7 @@ class MfaServicer(mfa_pb2_grpc.MfaServiceServicer):
     async def StartPasskeyAssertion(
         self, request: mfa_pb2.StartPasskeyAssertionRequest, context: Context
     ) -> mfa_pb2.StartPasskeyAssertionResponse:
-        started = await self._passkeys.start_assertion()
+        started = await self._passkeys.start_assertion(current_call().address())
         return mfa_pb2.StartPasskeyAssertionResponse(
             options_json=started.options, expire_time=to_timestamp(started.expires_at)
         )

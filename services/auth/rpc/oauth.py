@@ -26,7 +26,9 @@ class OAuthServicer(oauth_pb2_grpc.OAuthServiceServicer):
         self, request: oauth_pb2.StartSignInRequest, context: Context
     ) -> oauth_pb2.StartSignInResponse:
         started = await self._oauth.start_sign_in(
-            provider=request.provider, redirect_uri=request.redirect_uri
+            provider=request.provider,
+            redirect_uri=request.redirect_uri,
+            address=current_call().address(),
         )
         return oauth_pb2.StartSignInResponse(
             authorization_url=started.authorization_url,
@@ -41,6 +43,7 @@ class OAuthServicer(oauth_pb2_grpc.OAuthServiceServicer):
             flow=request.flow,
             answer=_answer(request),
             means=means("fed", device=request.device),
+            invite_token=request.invite_token,
         )
         return oauth_pb2.FinishSignInResponse(
             tokens=to_tokens(tokens), user=to_user(user), registered=registered

@@ -42,7 +42,7 @@ class PasswordServicer(password_pb2_grpc.PasswordServiceServicer):
         self, request: password_pb2.CheckPasswordStrengthRequest, context: Context
     ) -> password_pb2.CheckPasswordStrengthResponse:
         estimate, weakness = await self._passwords.strength(
-            request.password, normalise_email(request.email)
+            request.password, normalise_email(request.email), current_call().address()
         )
         return password_pb2.CheckPasswordStrengthResponse(
             score=estimate.score,

@@ -48,7 +48,8 @@ class AccountService:
 
         PasswordTooWeak comes before the address is looked for: it says nothing about who is here.
         Whoever binds invitations finds the token in the announcement; no token is refused here.
-        TooManyAttempts if one address registers ever more people: each costs a hash and a mail.
+        TooManyAttempts if one address tries ever more registrations, whatever they were answered:
+        each costs a hash and tells who has an account, by its answer alone and not by its time.
         """
         room = self._room
         require_acceptable(password, normalise_email(email))
@@ -57,7 +58,7 @@ class AccountService:
         await room.limits.failed(attempt)
         hashed = await room.passwords.hash(password)
         now = room.clock.now()
-        async with room.database.transaction() as conn:
+        async with room.evenly(), room.database.transaction() as conn:
 
             async def effect() -> User:
                 user = await self.create(

@@ -3,10 +3,12 @@
 import functools
 import ipaddress
 
-from chassis.limits import Try
+from chassis.limits import Limit, Try
 from services.auth.service.room import Room
 
 V4, V6_PREFIX = 4, 64
+# Calls of a kind that a network makes freely for each guess it has: more than an office of people.
+CALLS_PER_GUESS = 20
 
 
 @functools.lru_cache(maxsize=1000)
@@ -18,11 +20,27 @@ def network(address: str | None) -> str:
     return str(ip if ip.version == V4 else ipaddress.ip_network((ip, V6_PREFIX), strict=False))
 
 
+async def count_call(room: Room, kind: str, address: str | None) -> None:
+    """
+    TooManyAttempts if one network makes ever more calls of a kind; every call counts.
+
+    For what anybody may call and what costs a row, a call elsewhere or a calculation.
+    """
+    free = CALLS_PER_GUESS * room.guesses.address.free
+    # Past the bound one call a minute is left: too few to cost anything, enough for a person.
+    limit = Limit(kind, free=free, first=1.0, longest=60.0)
+    one = Try(limit, room.pseudonym(network(address)))
+    await room.limits.check(one)
+    await room.limits.failed(one)
+
+
 class Attempts:
     """Counts failures; nothing it keeps names an account or an address."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, account: Limit | None = None) -> None:
+        """`account` is how fast one account may be guessed at; that of passwords if not given."""
         self._room = room
+        self._account = account or room.guesses.account
 
     async def check(self, account: str, address: str | None) -> None:
         """TooManyAttempts while an earlier failure still holds callers off."""
@@ -58,6 +76,6 @@ class Attempts:
         guesses = self._room.guesses
         return [
             Try(guesses.address, where),
-            Try(guesses.account, who),
+            Try(self._account, who),
             Try(guesses.pair, f"{who}:{where}"),
         ]

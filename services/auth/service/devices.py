@@ -69,19 +69,21 @@ class DeviceService:
         self._user_codes = room.derive("device-user-codes")
 
     async def start(self, *, client_name: str, address: str | None) -> Started:
-        """Starts a login; TooManyAttempts while too many of the address wait."""
+        """Starts a login; TooManyAttempts while too many of the address's network wait."""
         now = self._room.clock.now()
         login = DeviceLogin(
             uuid7(now), client_name, address or "", now, now + LIFETIME, INTERVAL_SECONDS
         )
+        where = network(address)
         device_code = secrets.token_urlsafe(DEVICE_CODE_BYTES)
         async with self._room.database.transaction() as conn:
-            await self._make_room(conn, login.address, now)
+            await self._make_room(conn, where, now)
             for _ in range(_SPELLINGS):
                 user_code = spell_user_code(secrets.randbelow(USER_CODES))
                 if await devices.insert_login(
                     conn,
                     login,
+                    network=where,
                     device_code=digest(device_code),
                     user_code=digest_user_code(self._user_codes, user_code),
                 ):
@@ -101,10 +103,13 @@ class DeviceService:
         async with self._room.database.transaction() as conn:
             login = await devices.poll(conn, code, now)
             if login is not None and login.approval is not None:
-                return await self._open(conn, login, login.approval, address, now)
-            refusal = await self._refusal(conn, code, login, now)
-        # That it was polled, and how, must commit: it is refused only now.
-        raise refusal
+                answer = await self._open(conn, login, login.approval, address, now)
+            else:
+                answer = await self._refusal(conn, code, login, now)
+        # That it was polled or claimed, and how, must commit: it is refused only now.
+        if isinstance(answer, Refusal):
+            raise answer
+        return answer
 
     async def inspect(self, *, caller: Caller, user_code: str, address: str | None) -> DeviceLogin:
         """Returns the login that waits with a code; a wrong code is a guess."""
@@ -156,11 +161,11 @@ class DeviceService:
             login = await devices.deny(conn, code, self._room.clock.now())
             await self._judge(login, tries)
 
-    async def _make_room(self, conn: Connection, address: str, now: datetime) -> None:
-        # A number of rows is beyond a constraint: starts of one address wait for each other.
-        await devices.lock_address(conn, address)
+    async def _make_room(self, conn: Connection, where: str, now: datetime) -> None:
+        # A number of rows is beyond a constraint: starts of one network wait for each other.
+        await devices.lock_network(conn, where)
         most = self._room.devices.codes_per_address
-        until = await devices.full_until(conn, address, most=most, now=now)
+        until = await devices.full_until(conn, where, most=most, now=now)
         if until is not None:
             raise TooManyAttempts(retry_after=(until - now).total_seconds())
 
@@ -171,7 +176,14 @@ class DeviceService:
         approval: Approval,
         address: str | None,
         now: datetime,
-    ) -> tuple[Tokens, User]:
+    ) -> tuple[Tokens, User] | Refusal:
+        """Opens the session that was approved, or returns why not: that it is used up commits."""
+        # The account first, as whatever takes sessions away locks it: either that is seen here,
+        # or it sees the session opened here.
+        user = await users.lock_user(conn, approval.user_id)
+        weak = user is not None and user.mfa_enabled_at is not None and approval.acr is not Acr.AAL2
+        if weak or withdrawn(await sessions.get_session(conn, approval.session_id)):
+            return DeviceDenied()
         means = Means(
             approval.amr,
             approval.acr,
@@ -180,16 +192,9 @@ class DeviceService:
             authenticated_at=approval.authenticated_at,
         )
         try:
-            opened = await self._sessions.sign_in(conn, approval.user_id, means, now)
-        except Unauthenticated as refused:
-            raise DeviceDenied from refused
-        # After sign_in has locked the account: whatever takes sessions away locks it first,
-        # so either it is seen here, or it sees the session opened here.
-        if withdrawn(await sessions.get_session(conn, approval.session_id)):
-            raise DeviceDenied
-        if opened[1].mfa_enabled_at is not None and approval.acr is not Acr.AAL2:
-            raise DeviceDenied
-        return opened
+            return await self._sessions.sign_in(conn, approval.user_id, means, now)
+        except Unauthenticated:
+            return DeviceDenied()
 
     async def _refusal(
         self, conn: Connection, code: str, polled: DeviceLogin | None, now: datetime
@@ -224,7 +229,8 @@ class DeviceService:
 
     def _tries(self, user_id: UUID, address: str | None) -> list[Try]:
         where = self._room.pseudonym(network(address))
-        return [Try(_BY_USER, str(user_id)), Try(_BY_ADDRESS, where)]
+        who = self._room.pseudonym(str(user_id))
+        return [Try(_BY_USER, who), Try(_BY_ADDRESS, where)]
 
 
 def _identity(caller: Caller) -> UUID:
@@ -247,4 +253,4 @@ def _wait(kind: type[Refusal], login: DeviceLogin) -> Refusal:
 
 def _approved(user: User, login: DeviceLogin, now: datetime) -> Mail:
     said = {"client": login.client_name, "address": login.address, "at": now.isoformat()}
-    return Mail("device_approved", user.email, said)
+    return Mail("device_approved", user.email, said, about=user.id)

@@ -1,9 +1,8 @@
 """Verifying, resetting, signing in and changing address by what a mail says."""
 
-import asyncio
 import contextlib
 import hmac
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from chassis.revocations import Revocations
 from services.auth.domain import one_time
 from services.auth.domain.devices import withdrawn
 from services.auth.domain.emails import MailedSecret, Proof, Purpose, mask
+from services.auth.domain.mfa import HeldSignIn
 from services.auth.domain.sessions import EndReason, Means, digest
 from services.auth.domain.users import User, normalise_email
 from services.auth.errors import MailSecretInvalid, MailTooSoon, MfaRequired, UserNotFound
@@ -37,8 +37,6 @@ TEMPLATES = {
 }
 # Stands where a user would, so that an unknown address costs what a known one does.
 NOBODY = UUID(int=0)
-# Writing a mail takes longer than writing to nobody: either is answered only after so long.
-ANSWER_SECONDS = 0.025
 
 
 async def send_verification(conn: Connection, room: Room, user: User, now: datetime) -> datetime:
@@ -60,8 +58,11 @@ async def _send(
     session_id: UUID | None = None,
 ) -> None:
     """Makes a secret that replaces the older one, and mails it; to nobody at the same cost."""
+    living = await users.lock_user(conn, user.id if user else NOBODY)
+    if living is None or living.erased_at is not None:
+        # Erased in this very moment: nothing may be written about it any more.
+        user = None
     user_id = user.id if user else NOBODY
-    await users.lock_user(conn, user_id)
     await emails.supersede(conn, user_id, now, purpose)
     secret = MailedSecret(uuid7(now), user_id, to, session_id=session_id)
     written = digest(one_time.secret_of(room.derive(one_time.PURPOSE), secret.id))
@@ -69,8 +70,21 @@ async def _send(
     if user is None:
         await emails.write_to_nobody(conn)
         return
-    mail = Mail(TEMPLATES[purpose], to, {"at": now.isoformat()}, secret.id)
+    mail = Mail(TEMPLATES[purpose], to, {"at": now.isoformat()}, secret.id, about=user.id)
     await enqueue(conn, mail, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a sign-in came to, for the same call once more; neither if the proof was bad."""
+
+    session_id: UUID | None = None
+    held: HeldSignIn | None = None
+
+
+def _nameless(held: HeldSignIn | None) -> HeldSignIn | None:
+    """Returns what is kept of a held-back sign-in: people name devices after themselves."""
+    return held and replace(held, device="")
 
 
 class EmailService:
@@ -134,7 +148,9 @@ class EmailService:
             user = proved[1]
             await emails.verify_address(conn, user.id, now)
             revoked = await self._set_password(conn, user, hashed, now)
-            await enqueue(conn, Mail("password_changed", user.email, {"at": now.isoformat()}), now)
+            values = {"at": now.isoformat()}
+            changed = Mail("password_changed", user.email, values, about=user.id)
+            await enqueue(conn, changed, now)
         room.wake_relay()
         await room.announce(revoked)
 
@@ -146,7 +162,8 @@ class EmailService:
         """
         Opens a session; whatever is wrong with the proof, MailSecretInvalid says the same.
 
-        MfaRequired holds it back for the second factor; the link or code is used up.
+        MfaRequired holds it back for the second factor; the link or code is used up. The
+        key again gets the same session, or the same challenge.
         """
         await self._check(proof, means.address)
         now = self._room.clock.now()
@@ -155,11 +172,11 @@ class EmailService:
         revoked: Revocations | None = None
         async with self._room.database.transaction() as conn:
 
-            async def effect() -> str:
+            async def effect() -> _Answer:
                 nonlocal opened, held, revoked
                 proved = await self._prove(conn, Purpose.SIGN_IN, proof, now)
                 if proved is None:
-                    return ""
+                    return _Answer()
                 user = proved[1]
                 if user.email_verified_at is None:
                     # Somebody who does not read the mailbox may have registered the address: their
@@ -170,12 +187,15 @@ class EmailService:
                     opened = await self._sessions.sign_in(conn, user.id, means, now)
                 except MfaRequired as refusal:
                     held = refusal
-                    return ""
-                return str(opened[0].session.id)
+                    return _Answer(held=_nameless(self._sessions.held_by(refusal, now)))
+                return _Answer(session_id=opened[0].session.id)
 
-            session_id = await idempotency.once(conn, KEYS, key, str, effect, now=now)
-            if session_id and opened is None:
-                opened = await self._sessions.opened_before(conn, UUID(session_id), now)
+            before = await idempotency.once(conn, KEYS, key, _Answer, effect, now=now)
+            if before.session_id and opened is None:
+                opened = await self._sessions.opened_before(conn, before.session_id, now)
+            if before.held and held is None:
+                again = replace(before.held, device=means.device)
+                held = await self._sessions.hold_back(conn, again)
         if revoked is not None:
             await self._room.announce(revoked)
         await self._count(proof, means.address, good=opened is not None or held is not None)
@@ -190,11 +210,13 @@ class EmailService:
         async with self._room.database.transaction() as conn:
 
             async def effect() -> datetime:
-                user = await users.get_user(conn, caller.user_id or NOBODY)
-                if user is None:
+                user = await users.lock_user(conn, caller.user_id or NOBODY)
+                if user is None or user.erased_at is not None:
                     raise UserNotFound
                 require_fresh(caller, user, now)
-                turn = await emails.take_turn(conn, str(user.id), Purpose.CHANGE, now)
+                turn = await emails.take_turn(
+                    conn, self._room.pseudonym(str(user.id)), Purpose.CHANGE, now
+                )
                 if not turn.granted:
                     raise MailTooSoon(retry_after=(turn.next_at - now).total_seconds())
                 await _send(
@@ -207,7 +229,8 @@ class EmailService:
                     session_id=caller.session_id,
                 )
                 values = {"new_email": mask(to), "at": now.isoformat()}
-                await enqueue(conn, Mail("email_change_requested", user.email, values), now)
+                asked = Mail("email_change_requested", user.email, values, about=user.id)
+                await enqueue(conn, asked, now)
                 return turn.next_at
 
             next_at = await idempotency.once(conn, KEYS, key, datetime, effect, now=now)
@@ -238,7 +261,8 @@ class EmailService:
                 spare=found.session_id,
             )
             for to in dict.fromkeys((user.email, found.email)):
-                await enqueue(conn, Mail("email_changed", to, {"at": now.isoformat()}), now)
+                values = {"at": now.isoformat()}
+                await enqueue(conn, Mail("email_changed", to, values, about=user.id), now)
         self._room.wake_relay()
         await self._room.announce(Revocations(ended, []))
         return replace(user, email=found.email, email_verified_at=now)
@@ -246,17 +270,14 @@ class EmailService:
     async def _request(self, purpose: Purpose, email: str, address: str | None) -> datetime:
         """Mails to whoever has the address; the time of the answer does not tell whether any."""
         await self._limit(address)
-        loop = asyncio.get_running_loop()
-        answer_at = loop.time() + ANSWER_SECONDS
         now, to = self._room.clock.now(), normalise_email(email)
-        async with self._room.database.transaction() as conn:
+        async with self._room.evenly(), self._room.database.transaction() as conn:
             turn = await emails.take_turn(conn, self._room.pseudonym(to), purpose, now)
             if turn.granted:
                 found = await users.find_by_email(conn, to)
                 user = found if found and not found.banned(now) else None
                 await _send(conn, self._room, purpose, user, to=to, now=now)
         self._room.wake_relay()
-        await asyncio.sleep(answer_at - loop.time())
         return turn.next_at
 
     async def _prove(
@@ -282,7 +303,12 @@ class EmailService:
     async def _by_code(
         self, conn: Connection, purpose: Purpose, proof: Proof, now: datetime
     ) -> MailedSecret | None:
-        """Counts the guess, then looks: the same statements whether or not there is an account."""
+        """
+        Counts the guess, then looks: the same statements whether or not there is an account.
+
+        Once its tries are spent a mail's code is dead. Its link is not: whoever knows an
+        address could take the links of others away.
+        """
         email = normalise_email(proof.email)
         number = await emails.count_try(conn, self._room.pseudonym(email), purpose)
         user = await users.find_by_email(conn, email)
@@ -290,9 +316,6 @@ class EmailService:
         found = await emails.find_open_secret(conn, purpose, user_id, now)
         expected = one_time.code_of(self._key, found.id if found else NOBODY)
         fits = hmac.compare_digest(expected, proof.code)
-        if number == one_time.CODE_TRIES and not fits:
-            # The last guess takes the link with it.
-            await emails.supersede(conn, user_id, now, purpose)
         return found if fits and number is not None else None
 
     async def _verified_before(self, conn: Connection, proof: Proof, now: datetime) -> bool:
@@ -318,19 +341,18 @@ class EmailService:
     async def _check(self, proof: Proof, address: str | None) -> None:
         """TooManyAttempts while wrong codes hold callers off; a link cannot be guessed."""
         if not proof.secret:
-            await self._attempts.check(normalise_email(proof.email), address)
+            await self._attempts.check(_codes_of(proof), address)
 
     async def _count(self, proof: Proof, address: str | None, *, good: bool) -> None:
         """Counts how a proof by code went."""
         if proof.secret:
             return
-        email = normalise_email(proof.email)
         if not good:
-            await self._attempts.failed(email, address)
+            await self._attempts.failed(_codes_of(proof), address)
             return
         # Guesses beside this one are bounded by the row's count; what was proved stays proved.
         with contextlib.suppress(TooManyAttempts):
-            await self._attempts.succeeded(email, address)
+            await self._attempts.succeeded(_codes_of(proof), address)
 
     async def _limit(self, address: str | None) -> None:
         """TooManyAttempts if one client has mails sent to ever more people."""
@@ -338,3 +360,8 @@ class EmailService:
         one = Try(limit, self._room.pseudonym(network(address)))
         await self._room.limits.check(one)
         await self._room.limits.failed(one)
+
+
+def _codes_of(proof: Proof) -> str:
+    """Returns the account whose codes are guessed at; passwords are counted apart."""
+    return f"mail:{normalise_email(proof.email)}"

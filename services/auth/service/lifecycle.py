@@ -53,7 +53,7 @@ class LifecycleService:
             due = now + self._room.deletion_grace
             if await lifecycle.request_deletion(conn, user.id, role=user.role, now=now, due=due):
                 values = {"at": now.isoformat(), "erased_at": due.isoformat()}
-                asked = Mail("account_deletion_requested", user.email, values)
+                asked = Mail("account_deletion_requested", user.email, values, about=user.id)
                 await mail.enqueue(conn, asked, now)
             user = await _get_living(conn, user.id)
             if user.deletion_requested_at is None:
@@ -91,8 +91,12 @@ class LifecycleService:
             if version is None:
                 return False
             await lifecycle.delete_personal(conn, user_id)
+            # What was answered or written to a former address names it as well.
+            await lifecycle.forget_answers(conn, user_id)
+            await lifecycle.forget_mail_about(conn, user_id)
             await lifecycle.forget_mail_to(conn, address)
-            await mail.enqueue(conn, Mail("account_deleted", address, {"at": now.isoformat()}), now)
+            last = Mail("account_deleted", address, {"at": now.isoformat()}, about=user_id)
+            await mail.enqueue(conn, last, now)
             payload = {"user_id": str(user_id)}
             await outbox.enqueue(conn, ROOM, USER_ERASED, payload, [USAGE], now=now)
         await self._room.announce(Revocations([], [(user_id, version)]))

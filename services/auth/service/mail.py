@@ -24,6 +24,8 @@ class Mail:
     """What the template may say; never a secret, the outbox keeps it."""
     one_time: UUID | None = None
     """The row whose secret or code the mail carries; see domain.one_time."""
+    about: UUID = field(kw_only=True)
+    """Whose account it is about: an erasure finds the mail whatever address it went to."""
 
 
 async def enqueue(conn: Connection, mail: Mail, now: datetime) -> None:
@@ -33,5 +35,6 @@ async def enqueue(conn: Connection, mail: Mail, now: datetime) -> None:
         "to": mail.to,
         "values": dict(mail.values),
         "one_time": str(mail.one_time) if mail.one_time else "",
+        "about": str(mail.about),
     }
     await outbox.enqueue(conn, ROOM, MAIL, payload, [SMTP], now=now)

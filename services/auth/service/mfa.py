@@ -223,7 +223,7 @@ class MfaService:
         )
         # Whoever was put out may have asked for a mail before.
         await emails.supersede(conn, user.id, now)
-        await enqueue(conn, Mail("mfa_enabled", user.email), now)
+        await enqueue(conn, Mail("mfa_enabled", user.email, about=user.id), now)
         return Added(await self._replace_codes(conn, user, now), ended)
 
     async def removed(self, conn: Connection, user: User, now: datetime) -> None:
@@ -260,7 +260,7 @@ class MfaService:
     async def _switch_off(self, conn: Connection, user: User, now: datetime) -> None:
         if user.mfa_enabled_at is not None:
             await users.set_mfa_enabled(conn, user.id, None)
-            await enqueue(conn, Mail("mfa_disabled", user.email), now)
+            await enqueue(conn, Mail("mfa_disabled", user.email, about=user.id), now)
 
     async def _require_fresh_admin(self, conn: Connection, caller: Caller, now: datetime) -> None:
         # Locked first, as every administration does: one demoted or banned meanwhile acts no more.

@@ -40,6 +40,7 @@ from services.auth.errors import (
 )
 from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
+from services.auth.service.attempts import count_call
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
@@ -77,19 +78,28 @@ class OAuthService:
         self._providers = providers
         self._key = room.derive("oauth")
 
-    async def start_sign_in(self, *, provider: str, redirect_uri: str) -> Started:
-        """Starts a flow that anybody who has its secret can finish."""
+    async def start_sign_in(
+        self, *, provider: str, redirect_uri: str, address: str | None = None
+    ) -> Started:
+        """
+        Starts a flow that anybody who has its secret can finish.
+
+        TooManyAttempts past any person's number: each costs a row.
+        """
+        await count_call(self._room, "oauth-start", address)
         return await self._start(provider, redirect_uri, Purpose.SIGN_IN, None)
 
     async def finish_sign_in(
-        self, *, flow: str, answer: Answer, means: Means
+        self, *, flow: str, answer: Answer, means: Means, invite_token: str = ""
     ) -> tuple[Tokens, User, bool]:
         """
         Opens a session for whoever the provider vouches for.
 
         Returns also whether the account is new. An account is found by its identity alone, never by
         an address: whoever gets hold of one at some provider must not get the account.
+        TooManyAttempts past any person's number: each may cost a call to the provider.
         """
+        await count_call(self._room, "oauth-finish", means.address)
         proof = await self._prove(flow, answer, Purpose.SIGN_IN, None)
         now = self._room.clock.now()
         opened = await self._sign_in_known(proof, means, now)
@@ -98,7 +108,7 @@ class OAuthService:
         if not proof.usable_email:
             raise EmailNotVerifiedByProvider
         try:
-            opened = await self._register(proof, means, now)
+            opened = await self._register(proof, means, now, invite_token)
         except (EmailAlreadyTaken, IdentityAlreadyLinked):
             # The same person, signing in twice at once, may have made the account meanwhile.
             opened = await self._sign_in_known(proof, means, now)
@@ -140,7 +150,11 @@ class OAuthService:
             identity = await oauth.insert_identity(conn, identity_id, user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
             if identity.id == identity_id:
-                await enqueue(conn, Mail("oauth_linked", user.email, {"at": now.isoformat()}), now)
+                await enqueue(
+                    conn,
+                    Mail("oauth_linked", user.email, {"at": now.isoformat()}, about=user.id),
+                    now,
+                )
         self._room.wake_relay()
         return identity
 
@@ -224,10 +238,16 @@ class OAuthService:
                 return None
             return await self._sessions.sign_in(conn, user_id, means, now)
 
-    async def _register(self, proof: Proof, means: Means, now: datetime) -> tuple[Tokens, User]:
+    async def _register(
+        self, proof: Proof, means: Means, now: datetime, invite_token: str
+    ) -> tuple[Tokens, User]:
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             user = await self._accounts.create(
-                conn, email=proof.usable_email, password_hash=None, now=now
+                conn,
+                email=proof.usable_email,
+                password_hash=None,
+                now=now,
+                invite_token=invite_token,
             )
             await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)

@@ -40,6 +40,7 @@ from services.auth.errors import (
     PasskeyNotFound,
     PasskeyRejected,
 )
+from services.auth.service.attempts import count_call
 from services.auth.service.mfa import MfaService, own
 from services.auth.service.room import KEYS, Room
 from services.auth.service.step_up import require_fresh, require_verified
@@ -142,8 +143,9 @@ class PasskeyService:
             await idempotency.once(conn, KEYS, key, bool, effect, now=now)
         self._room.wake_relay()
 
-    async def start_assertion(self) -> Ceremony:
-        """Makes a challenge for whoever answers it."""
+    async def start_assertion(self, address: str | None = None) -> Ceremony:
+        """Makes a challenge for whoever answers it; TooManyAttempts past any person's number."""
+        await count_call(self._room, "assertion", address)
         now = self._room.clock.now()
         async with self._room.database.transaction() as conn:
             challenge = await self._challenge(conn, Purpose.ASSERTION, None, now)

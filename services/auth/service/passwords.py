@@ -20,7 +20,7 @@ from services.auth.errors import (
     PasswordTooWeak,
     UserNotFound,
 )
-from services.auth.service.attempts import Attempts
+from services.auth.service.attempts import Attempts, count_call
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
 from services.auth.service.step_up import require_fresh
@@ -49,8 +49,15 @@ class PasswordService:
         self._attempts = Attempts(room)
         self._strength = Strength()
 
-    async def strength(self, password: str, email: str) -> tuple[Estimate, Weakness | None]:
-        """Returns how well a password resists guessing, and which rule it breaks."""
+    async def strength(
+        self, password: str, email: str, address: str | None = None
+    ) -> tuple[Estimate, Weakness | None]:
+        """
+        Returns how well a password resists guessing, and which rule it breaks.
+
+        TooManyAttempts past any person's number: each costs a calculation.
+        """
+        await count_call(self._room, "strength", address)
         return await self._strength.estimate(password, email), weakness_of(password, email)
 
     async def change(
@@ -134,7 +141,8 @@ class _Change:
         version = await users.revoke_tokens(conn, self.user.id, self.now)
         # What was mailed while the old password was good may have been asked for by its thief.
         await emails.supersede(conn, self.user.id, self.now)
-        notice = Mail("password_changed", self.user.email, {"at": self.now.isoformat()})
+        values = {"at": self.now.isoformat()}
+        notice = Mail("password_changed", self.user.email, values, about=self.user.id)
         await enqueue(conn, notice, self.now)
         self.revoked = Revocations(ended, [(self.user.id, version)])
         return len(ended)

@@ -45,6 +45,41 @@ class Proof:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """A second factor as it is presented, counted apart from passwords."""
+
+    attempts: Attempts | None
+    """None if it is of a kind that nobody guesses."""
+    account: str
+    address: str | None
+
+    async def check(self) -> None:
+        """TooManyAttempts while wrong ones hold callers off."""
+        if self.attempts is not None:
+            await self.attempts.check(self.account, self.address)
+
+    async def in_time(self) -> bool:
+        """
+        Tells whether a right proof comes before the limit was used up, and forgives if so.
+
+        Raised here, TooManyAttempts would roll back that the proof was used; it is
+        raised after the commit, by counting the failure.
+        """
+        if self.attempts is None:
+            return True
+        try:
+            await self.attempts.succeeded(self.account, self.address)
+        except TooManyAttempts:
+            return False
+        return True
+
+    async def failed(self) -> None:
+        """Counts a wrong one; TooManyAttempts if others used the limit up beside it."""
+        if self.attempts is not None:
+            await self.attempts.failed(self.account, self.address)
+
+
 class ProofService:
     """Sign-ins by second factor and step-up."""
 
@@ -55,7 +90,8 @@ class ProofService:
         self._sessions = session_service
         self._factors = factors
         self._passkeys = keys
-        self._attempts = Attempts(room)
+        self._passwords = Attempts(room)
+        self._codes = Attempts(room, room.guesses.second)
         self._challenge_key = room.derive("mfa-challenges")
 
     async def complete_sign_in(
@@ -72,8 +108,8 @@ class ProofService:
         held = read_challenge(self._challenge_key, challenge, now)
         if held is None:
             raise MfaChallengeInvalid
-        account = _second(held.user_id)
-        await self._attempts.check(account, address)
+        guess = self._guess(proof, held.user_id, address)
+        await guess.check()
         opened: tuple[Tokens, User] | None = None
         async with self._room.database.transaction() as conn:
             user = await users.lock_user(conn, held.user_id)
@@ -84,7 +120,7 @@ class ProofService:
             ):
                 raise MfaChallengeInvalid
             judged = await self._judge(conn, user, proof, now)
-            if not isinstance(judged, Refusal) and await self._in_time(account, address):
+            if not isinstance(judged, Refusal) and await guess.in_time():
                 # The try was counted under the same row's lock; this lets nobody in after it.
                 if not await mfa.take_challenge(
                     conn, held.id, Purpose.SIGN_IN, user_id=user.id, now=now
@@ -94,7 +130,7 @@ class ProofService:
                 opened = await self._sessions.sign_in(conn, user.id, means, now)
         # A wrong try must commit: it is refused only now.
         if opened is None:
-            await self._attempts.failed(account, address)
+            await guess.failed()
             raise judged if isinstance(judged, Refusal) else MfaChallengeInvalid
         return opened
 
@@ -123,30 +159,22 @@ class ProofService:
             return await self._by_password(caller, proof.text, address)
         now = self._room.clock.now()
         tokens: Tokens | None = None
-        account = _second(caller.user_id)
-        await self._attempts.check(account, address)
+        guess = self._guess(proof, caller.user_id, address)
+        await guess.check()
         async with self._room.database.transaction() as conn:
             user = await own(conn, caller)
             judged = await self._judge(conn, user, proof, now)
-            if not isinstance(judged, Refusal) and await self._in_time(account, address):
+            if not isinstance(judged, Refusal) and await guess.in_time():
                 tokens = await self._raise(conn, caller, user, amr=judged, acr=Acr.AAL2)
         if tokens is None:
-            await self._attempts.failed(account, address)
+            await guess.failed()
             raise judged if isinstance(judged, Refusal) else MfaCodeInvalid
         return tokens
 
-    async def _in_time(self, account: str, address: str | None) -> bool:
-        """
-        Tells whether a right proof comes before the limit was used up, and forgives if so.
-
-        Raised here, TooManyAttempts would roll back that the proof was used; it is
-        raised after the commit, by counting the failure.
-        """
-        try:
-            await self._attempts.succeeded(account, address)
-        except TooManyAttempts:
-            return False
-        return True
+    def _guess(self, proof: Proof, user_id: UUID | None, address: str | None) -> "_Guess":
+        # A passkey cannot be guessed: codes that somebody else tries must not keep its owner out.
+        counted = None if proof.kind is ProofKind.PASSKEY else self._codes
+        return _Guess(counted, f"mfa:{user_id}", address)
 
     async def _by_password(self, caller: Caller, password: str, address: str | None) -> Tokens:
         async with self._room.database.connection() as conn:
@@ -154,12 +182,12 @@ class ProofService:
             found = await users.find_login(conn, user.email) if user else None
         if user is None or user.mfa_enabled_at is not None:
             raise _too_weak()
-        await self._attempts.check(user.email, address)
+        await self._passwords.check(user.email, address)
         hashed = found[1] if found else None
         if not await self._room.passwords.verify(password, hashed) or hashed is None:
-            await self._attempts.failed(user.email, address)
+            await self._passwords.failed(user.email, address)
             raise LoginFailed
-        await self._attempts.succeeded(user.email, address)
+        await self._passwords.succeeded(user.email, address)
         async with self._room.database.transaction() as conn:
             # Another password may have been set since this one was verified.
             if not await users.confirm_password(conn, user.id, verified=hashed, new_hash=None):
@@ -201,8 +229,3 @@ class ProofService:
 
 def _too_weak() -> StepUpRequired:
     return StepUpRequired(metadata={"acr_values": Acr.AAL2, "max_age": STEP_UP_SECONDS})
-
-
-def _second(user_id: UUID | None) -> str:
-    """Returns the account whose second factors are guessed at; passwords are counted apart."""
-    return f"mfa:{user_id}"

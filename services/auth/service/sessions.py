@@ -12,7 +12,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
-from services.auth.domain.mfa import CHALLENGE_LIFE, HeldSignIn, write_challenge
+from services.auth.domain.mfa import CHALLENGE_LIFE, HeldSignIn, read_challenge, write_challenge
 from services.auth.domain.sessions import (
     Acr,
     EndReason,
@@ -206,9 +206,17 @@ class SessionService:
         held = HeldSignIn(
             uuid7(now), user.id, user.token_version, means.amr, means.device, now + CHALLENGE_LIFE
         )
+        return await self.hold_back(conn, held)
+
+    async def hold_back(self, conn: Connection, held: HeldSignIn) -> MfaRequired:
+        """Returns the refusal of a sign-in that waits; for the same one the same challenge."""
         challenge = write_challenge(self._challenge_key, held)
-        methods = ",".join(await mfa.list_methods(conn, user.id))
+        methods = ",".join(await mfa.list_methods(conn, held.user_id))
         return MfaRequired(metadata={"challenge": challenge, "methods": methods})
+
+    def held_by(self, refusal: MfaRequired, now: datetime) -> HeldSignIn | None:
+        """Returns the sign-in that a refusal of now holds back."""
+        return read_challenge(self._challenge_key, refusal.metadata["challenge"], now)
 
     async def opened_before(
         self, conn: Connection, session_id: UUID, now: datetime

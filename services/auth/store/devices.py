@@ -17,41 +17,47 @@ _LOGIN = (
 _ALIVE = "claimed_at IS NULL AND denied_at IS NULL AND expires_at > $2"
 
 
-async def lock_address(conn: Connection, address: str) -> None:
-    """Lets the logins of one address start one after the other, until the transaction ends."""
+async def lock_network(conn: Connection, network: str) -> None:
+    """Lets the logins of one network start one after the other, until the transaction ends."""
     await conn.execute(
-        "SELECT pg_advisory_xact_lock(hashtextextended('chrome_auth_links:' || $1, 0))", address
+        "SELECT pg_advisory_xact_lock(hashtextextended('chrome_auth_links:' || $1, 0))", network
     )
 
 
 async def full_until(
-    conn: Connection, address: str, *, most: int, now: datetime
+    conn: Connection, network: str, *, most: int, now: datetime
 ) -> datetime | None:
-    """Returns until when `most` logins of an address wait; None if there are fewer."""
+    """Returns until when `most` logins of a network wait; None if there are fewer."""
     return await conn.fetchval(  # type: ignore[no-any-return]
         "SELECT expires_at FROM chrome_auth_links"
-        " WHERE address = $1 AND claimed_at IS NULL AND expires_at > $2"
+        " WHERE network = $1 AND claimed_at IS NULL AND expires_at > $2"
         " ORDER BY expires_at DESC OFFSET $3 - 1 LIMIT 1",
-        address,
+        network,
         now,
         most,
     )
 
 
 async def insert_login(
-    conn: Connection, login: DeviceLogin, *, device_code: str, user_code: str
+    conn: Connection, login: DeviceLogin, *, network: str, device_code: str, user_code: str
 ) -> bool:
-    """Inserts a login by the digests of its codes; False if another one has the user code."""
+    """
+    Inserts a login by the digests of its codes; False if another one has the user code.
+
+    `network` is what its address counts as.
+    """
     return bool(
         await conn.fetchval(
             "INSERT INTO chrome_auth_links (id, device_code, user_code, client_name, address,"
-            " interval_seconds, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+            " network, interval_seconds, created_at, expires_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
             " ON CONFLICT (user_code) WHERE claimed_at IS NULL DO NOTHING RETURNING true",
             login.id,
             device_code,
             user_code,
             login.client_name,
             login.address,
+            network,
             login.interval_seconds,
             login.created_at,
             login.expires_at,

@@ -35,6 +35,8 @@ EXPIRING: Mapping[str, timedelta] = {
     "reset_requests": _KEPT,
     "chrome_auth_links": _KEPT,
     "oauth_flows": timedelta(0),
+    # It expires when its last token is surely over; this is for clocks and for whoever looks back.
+    "signing_keys": _KEPT,
     # A used challenge must not come back for a replica whose clock is behind.
     "mfa_challenges": timedelta(minutes=5),
 }
@@ -118,6 +120,20 @@ async def delete_personal(conn: Connection, user_id: UUID) -> None:
         await conn.execute(f"DELETE FROM {table} WHERE user_id = $1", user_id)
 
 
+async def forget_answers(conn: Connection, user_id: UUID) -> None:
+    """Deletes the idempotency keys that a user called with, and those answered with the user."""
+    await conn.execute(
+        "DELETE FROM auth_idempotency_keys WHERE caller = 'user:' || $1::text", str(user_id)
+    )
+    # An answer that is a User has its id.
+    await conn.execute("DELETE FROM auth_idempotency_keys WHERE answer ->> 'id' = $1", str(user_id))
+
+
+async def forget_mail_about(conn: Connection, user_id: UUID) -> None:
+    """Deletes every mail about a user from the outbox, sent or not, wherever it went."""
+    await conn.execute("SELECT auth_forget_mail_about($1)", str(user_id))
+
+
 async def forget_mail_to(conn: Connection, address: str) -> None:
     """Deletes every mail to an address from the outbox, sent or not."""
     await conn.execute("SELECT auth_forget_mail_to($1)", address)
@@ -126,6 +142,11 @@ async def forget_mail_to(conn: Connection, address: str) -> None:
 async def forget_old_mail(conn: Connection, before: datetime, limit: int) -> int:
     """Deletes mails of the outbox that were written before and are sent or dead."""
     return int(await conn.fetchval("SELECT auth_forget_old_mail($1, $2)", before, limit))
+
+
+async def forget_old_events(conn: Connection, before: datetime, limit: int) -> int:
+    """Deletes other events of the outbox, written before, that every consumer has."""
+    return int(await conn.fetchval("SELECT auth_forget_old_events($1, $2)", before, limit))
 
 
 async def delete_expired(conn: Connection, table: str, before: datetime, limit: int) -> int:

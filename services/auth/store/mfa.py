@@ -220,3 +220,16 @@ async def count_try(
             CHALLENGE_TRIES,
         )
     )
+
+
+async def delete_unconfirmed(conn: Connection, before: datetime, limit: int) -> int:
+    """Deletes up to `limit` apps enrolled before and never confirmed; returns how many."""
+    deleted = await conn.fetchval(
+        "WITH gone AS (DELETE FROM mfa_totp WHERE ctid = ANY(ARRAY("
+        "SELECT ctid FROM mfa_totp WHERE confirmed_at IS NULL AND created_at < $1"
+        " ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING 1)"
+        " SELECT count(*) FROM gone",
+        before,
+        limit,
+    )
+    return int(deleted)

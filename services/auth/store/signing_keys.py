@@ -79,7 +79,7 @@ async def list_signing_keys(conn: Connection, now: datetime) -> Sequence[StoredK
 
 
 async def list_plans(conn: Connection) -> Sequence[KeyPlan]:
-    """Returns every key there ever was, the newest first."""
+    """Returns every key that is kept, published or not, the newest first."""
     rows = await conn.fetch(f"SELECT {_PLAN} FROM signing_keys {_NEWEST_FIRST}")
     return [_plan(row) for row in rows]
 

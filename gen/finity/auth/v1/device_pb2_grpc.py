@@ -73,8 +73,9 @@ class DeviceServiceServicer:
     def StartDeviceLogin(self, request, context):
         """Starts a login: returns the secret the device polls with and the code it
         shows (RFC 8628 section 3.2). Nothing happens to anybody until a user
-        approves. Too many codes of one address that wait at once are refused with
-        TOO_MANY_ATTEMPTS and the time until one of them is over.
+        approves. Too many codes of one address (an IPv6 /64 counts as one) that wait
+        at once are refused with TOO_MANY_ATTEMPTS and the time until one of them is
+        over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -22,8 +22,9 @@ class DeviceServiceStub:
     StartDeviceLogin: _aio.UnaryUnaryMultiCallable[_device_pb2.StartDeviceLoginRequest, _device_pb2.StartDeviceLoginResponse]
     """Starts a login: returns the secret the device polls with and the code it
     shows (RFC 8628 section 3.2). Nothing happens to anybody until a user
-    approves. Too many codes of one address that wait at once are refused with
-    TOO_MANY_ATTEMPTS and the time until one of them is over.
+    approves. Too many codes of one address (an IPv6 /64 counts as one) that wait
+    at once are refused with TOO_MANY_ATTEMPTS and the time until one of them is
+    over.
     """
     PollDeviceLogin: _aio.UnaryUnaryMultiCallable[_device_pb2.PollDeviceLoginRequest, _device_pb2.PollDeviceLoginResponse]
     """Asks whether the user has approved (RFC 8628 section 3.4). Until then it is
@@ -64,8 +65,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_device_pb2.StartDeviceLoginResponse]:
         """Starts a login: returns the secret the device polls with and the code it
         shows (RFC 8628 section 3.2). Nothing happens to anybody until a user
-        approves. Too many codes of one address that wait at once are refused with
-        TOO_MANY_ATTEMPTS and the time until one of them is over.
+        approves. Too many codes of one address (an IPv6 /64 counts as one) that wait
+        at once are refused with TOO_MANY_ATTEMPTS and the time until one of them is
+        over.
         """
 
     @_abc_1.abstractmethod

@@ -73,7 +73,7 @@ class VerifyEmailRequest(_message.Message):
     email: _builtins.str
     """Optional. The address the mail was sent to; at most 254 characters."""
     code: _builtins.str
-    """Optional. The six digits of the mail. After five wrong ones code and link are dead."""
+    """Optional. The six digits of the mail. After five wrong ones the code is dead, the link is not."""
     def __init__(
         self,
         *,
@@ -257,7 +257,7 @@ class SignInRequest(_message.Message):
     email: _builtins.str
     """Optional. The address the mail was sent to; at most 254 characters."""
     code: _builtins.str
-    """Optional. The six digits of the mail. After five wrong ones code and link are dead."""
+    """Optional. The six digits of the mail. After five wrong ones the code is dead, the link is not."""
     device: _builtins.str
     """Optional. What the client calls itself in the list of sessions; at most 100
     characters, no control characters.

@@ -184,6 +184,7 @@ class MfaServiceServicer:
         """Asks for a proof by passkey (WebAuthn Level 3 section 7.2), for
         SignInWithPasskey, CompleteSignIn or StepUp. It names nobody, so that its
         answer tells nothing about any account: the authenticator offers what it has.
+        A network that asks more often than people do gets TOO_MANY_ATTEMPTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

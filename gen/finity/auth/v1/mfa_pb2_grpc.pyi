@@ -60,6 +60,7 @@ class MfaServiceStub:
     """Asks for a proof by passkey (WebAuthn Level 3 section 7.2), for
     SignInWithPasskey, CompleteSignIn or StepUp. It names nobody, so that its
     answer tells nothing about any account: the authenticator offers what it has.
+    A network that asks more often than people do gets TOO_MANY_ATTEMPTS.
     """
     SignInWithPasskey: _aio.UnaryUnaryMultiCallable[_mfa_pb2.SignInWithPasskeyRequest, _mfa_pb2.SignInWithPasskeyResponse]
     """Opens a session with a passkey and nothing else: it is held, and it has
@@ -180,6 +181,7 @@ class MfaServiceServicer(metaclass=_abc_1.ABCMeta):
         """Asks for a proof by passkey (WebAuthn Level 3 section 7.2), for
         SignInWithPasskey, CompleteSignIn or StepUp. It names nobody, so that its
         answer tells nothing about any account: the authenticator offers what it has.
+        A network that asks more often than people do gets TOO_MANY_ATTEMPTS.
         """
 
     @_abc_1.abstractmethod

@@ -134,6 +134,7 @@ class FinishSignInRequest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     ISS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    INVITE_TOKEN_FIELD_NUMBER: _builtins.int
     flow: _builtins.str
     """Required. What StartSignIn returned; works once."""
     state: _builtins.str
@@ -148,6 +149,11 @@ class FinishSignInRequest(_message.Message):
     """Optional. What the client calls itself in the list of sessions; at most 100
     characters, no control characters.
     """
+    invite_token: _builtins.str
+    """Optional. The invitation that led here, as in Register: 16 to 64 letters, digits, underscores
+    and hyphens. It travels with the announcement of an account that this makes; where
+    there is one already it changes nothing.
+    """
     def __init__(
         self,
         *,
@@ -157,10 +163,11 @@ class FinishSignInRequest(_message.Message):
         error: _builtins.str = ...,
         iss: _builtins.str = ...,
         device: _builtins.str = ...,
+        invite_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "authorization_code", b"authorization_code", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "authorization_code", b"authorization_code", "device", b"device", "error", b"error", "flow", b"flow", "iss", b"iss", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "authorization_code", b"authorization_code", "device", b"device", "error", b"error", "flow", b"flow", "invite_token", b"invite_token", "iss", b"iss", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["authorization_code", "error"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015

@@ -81,7 +81,9 @@ class OAuthServiceServicer:
 
     def StartSignIn(self, request, context):
         """Starts a sign-in. The client keeps `flow`, sends the browser to
-        `authorization_url`, and finishes with what comes back to `redirect_uri`.
+        `authorization_url`, and finishes with what comes back to `redirect_uri`. A
+        network that starts or finishes more often than people do gets
+        TOO_MANY_ATTEMPTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

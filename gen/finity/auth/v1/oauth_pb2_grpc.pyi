@@ -23,7 +23,9 @@ class OAuthServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartSignIn: _aio.UnaryUnaryMultiCallable[_oauth_pb2.StartSignInRequest, _oauth_pb2.StartSignInResponse]
     """Starts a sign-in. The client keeps `flow`, sends the browser to
-    `authorization_url`, and finishes with what comes back to `redirect_uri`.
+    `authorization_url`, and finishes with what comes back to `redirect_uri`. A
+    network that starts or finishes more often than people do gets
+    TOO_MANY_ATTEMPTS.
     """
     FinishSignIn: _aio.UnaryUnaryMultiCallable[_oauth_pb2.FinishSignInRequest, _oauth_pb2.FinishSignInResponse]
     """Exchanges what the provider sent back for a session. Somebody new gets an
@@ -66,7 +68,9 @@ class OAuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_oauth_pb2.StartSignInRequest, _abc.Awaitable[_oauth_pb2.StartSignInResponse]],
     ) -> _abc.Awaitable[_oauth_pb2.StartSignInResponse]:
         """Starts a sign-in. The client keeps `flow`, sends the browser to
-        `authorization_url`, and finishes with what comes back to `redirect_uri`.
+        `authorization_url`, and finishes with what comes back to `redirect_uri`. A
+        network that starts or finishes more often than people do gets
+        TOO_MANY_ATTEMPTS.
         """
 
     @_abc_1.abstractmethod

@@ -61,7 +61,8 @@ class PasswordServiceServicer:
     def CheckPasswordStrength(self, request, context):
         """Tells how well a password would resist guessing and whether Register would
         take it, and keeps neither. For a form that helps somebody to choose; the
-        rules are checked again wherever a password is set.
+        rules are checked again wherever a password is set. A network that asks more
+        often than people do gets TOO_MANY_ATTEMPTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

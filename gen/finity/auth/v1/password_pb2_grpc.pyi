@@ -21,7 +21,8 @@ class PasswordServiceStub:
     CheckPasswordStrength: _aio.UnaryUnaryMultiCallable[_password_pb2.CheckPasswordStrengthRequest, _password_pb2.CheckPasswordStrengthResponse]
     """Tells how well a password would resist guessing and whether Register would
     take it, and keeps neither. For a form that helps somebody to choose; the
-    rules are checked again wherever a password is set.
+    rules are checked again wherever a password is set. A network that asks more
+    often than people do gets TOO_MANY_ATTEMPTS.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_password_pb2.ChangePasswordRequest, _password_pb2.ChangePasswordResponse]
     """Changes the caller's password, ends all its other sessions and sends a mail
@@ -51,7 +52,8 @@ class PasswordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_password_pb2.CheckPasswordStrengthResponse]:
         """Tells how well a password would resist guessing and whether Register would
         take it, and keeps neither. For a form that helps somebody to choose; the
-        rules are checked again wherever a password is set.
+        rules are checked again wherever a password is set. A network that asks more
+        often than people do gets TOO_MANY_ATTEMPTS.
         """
 
     @_abc_1.abstractmethod
