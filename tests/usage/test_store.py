@@ -30,10 +30,9 @@ async def test_an_account_opens_once(conn: Connection, clock: FakeClock) -> None
     """Opening an open account leaves it as it is; one of nobody is USER_NOT_FOUND."""
     user_id = await make_account(conn, clock, credits=7)
     await accounts.open_account(conn, user_id, clock.now())
-    balance = await accounts.get_balance(conn, user_id)
-    assert balance is not None
+    balance = (await accounts.get_balances(conn, [user_id]))[user_id]
     assert (balance.granted, balance.available, balance.version) == (7, 7, 1)
-    assert await accounts.get_balance(conn, uuid4()) is None
+    assert await accounts.get_balances(conn, [uuid4()]) == {}
     with pytest.raises(UserNotFound):
         await accounts.open_account(conn, uuid4(), clock.now())
 
@@ -115,8 +114,7 @@ async def test_a_flush_is_written_whole(conn: Connection, clock: FakeClock) -> N
     await accounts.write_books(conn, [book], now)
     await metering.write_events(conn, events, {user_id: posting.id})
     assert await ledger_faults(conn) == []
-    balance = await accounts.get_balance(conn, user_id)
-    assert balance is not None
+    balance = (await accounts.get_balances(conn, [user_id]))[user_id]
     assert (balance.used, balance.available, balance.version) == (3, 7, 2)
     found = await metering.find_events(conn, [event.id for event in events])
     assert sorted(found, key=lambda event: event.id) == sorted(events, key=lambda event: event.id)

@@ -1,8 +1,10 @@
 """Credit accounts: opening, granting, reading, closing."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
+from chassis.groupread import GroupRead
 from chassis.ids import uuid7
 from services.usage.domain.accounts import Balance
 from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Grant, Terms
@@ -19,6 +21,7 @@ class AccountService:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self._balances = GroupRead(self._read_balances)
 
     async def open_account(self, user_id: UUID) -> Balance:
         """Opens an account with the credits of a new one; one that is there stays as it is."""
@@ -83,8 +86,7 @@ class AccountService:
     async def get_balance(self, user_id: UUID) -> Balance:
         """Returns the account now; AccountNotOpen if there is none."""
         now = self._room.clock.now()
-        async with self._room.database.connection() as conn:
-            balance = await accounts.get_balance(conn, user_id)
+        balance = await self._balances.get(user_id)
         if balance is None:
             raise AccountNotOpen
         if balance.due_at is None or balance.due_at > now:
@@ -94,3 +96,7 @@ class AccountService:
             book = await lock_book(conn, user_id, now)
             await accounts.write_books(conn, [book], now)
         return book.balance()
+
+    async def _read_balances(self, user_ids: Sequence[UUID]) -> Mapping[UUID, Balance]:
+        async with self._room.database.connection() as conn:
+            return await accounts.get_balances(conn, user_ids)

@@ -31,9 +31,12 @@ async def open_account(conn: Connection, user_id: UUID, now: datetime) -> None:
         )
 
 
-async def get_balance(conn: Connection, user_id: UUID) -> Balance | None:
-    row = await conn.fetchrow(f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = $1", user_id)
-    return _balance(row) if row else None
+async def get_balances(conn: Connection, user_ids: Sequence[UUID]) -> dict[UUID, Balance]:
+    """Returns the accounts there are."""
+    rows = await conn.fetch(
+        f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", user_ids
+    )
+    return {row["user_id"]: _balance(row) for row in rows}
 
 
 async def lock_books(conn: Connection, user_ids: Iterable[UUID], now: datetime) -> dict[UUID, Book]:
@@ -51,10 +54,8 @@ async def lock_free_books(
     """Locks the accounts nobody else holds; returns them, and the others as they stand."""
     users = list(user_ids)
     free = await _books(conn, users, now, "SKIP LOCKED")
-    opened = await conn.fetch(
-        f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", users
-    )
-    return free, {row["user_id"]: _balance(row) for row in opened if row["user_id"] not in free}
+    opened = await get_balances(conn, users)
+    return free, {user_id: each for user_id, each in opened.items() if user_id not in free}
 
 
 async def write_books(conn: Connection, books: Iterable[Book], now: datetime) -> None:

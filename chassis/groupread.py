@@ -1,0 +1,57 @@
+"""
+Group read: calls that ask for single rows at the same time share one statement.
+
+A lone call waits for no company. A statement starts after every call it answers
+came, so each sees what was committed before it asked.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class GroupRead(Generic[Key, Value]):
+    """One read under way, and the keys that wait for the next one."""
+
+    def __init__(self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
+        """`read` returns what it finds, by key."""
+        self._read = read
+        self._waiting: dict[Key, asyncio.Future[Value | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
+
+    async def get(self, key: Key) -> Value | None:
+        """Returns what there is of a key, None if nothing; raises what the read raised."""
+        answer = self._waiting.get(key)
+        if answer is None:
+            answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+            # Should every caller have given up by then.
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._run())
+        # Others may wait for the same answer.
+        return await asyncio.shield(answer)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                await self._answer()
+        finally:
+            self._reading = None
+
+    async def _answer(self) -> None:
+        taken, self._waiting = self._waiting, {}
+        try:
+            found = await self._read(list(taken))
+        except Exception as error:  # noqa: BLE001 - the callers' to handle
+            for answer in taken.values():
+                answer.set_exception(error)
+            return
+        except BaseException:
+            for answer in taken.values():
+                answer.cancel()
+            raise
+        for key, answer in taken.items():
+            answer.set_result(found.get(key))
