@@ -48,8 +48,6 @@ _OPTIONS = [
 RESTART_SECONDS = 1.0
 BACKGROUND_END_SECONDS = 3.0
 JOB_FAILURES = Counter("finity_background_failures_total", "Background jobs that failed.")
-# Allocations without a release before the young are looked through, then how often the older.
-_COLLECT = (50_000, 20, 20)
 _log = structlog.get_logger()
 
 
@@ -161,9 +159,8 @@ class Server:
 
 def run(service: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs a composition root; a reason not to start is one sentence on stderr and exit code 1."""
-    # Everything imported by now stays: collecting it again and again took a tenth of the time.
-    gc.freeze()
-    gc.set_threshold(*_COLLECT)
+    gc.freeze()  # What is imported stays: to look through it again and again took a tenth.
+    gc.set_threshold(50_000, 20, 20)
     try:
         uvloop.run(service())
     except (SettingsError, StartupError, ContractError, DatabaseError) as error:
