@@ -1,5 +1,7 @@
 """Who may give and take which role, by reason; and that the first administrator is one."""
 
+import asyncio
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -107,11 +109,21 @@ async def test_without_the_lock_there_would_be_several(
 ) -> None:
     """Negative control: who only looks whether there is an administrator makes several."""
 
+    people, looked = [await register(auth) for _ in range(2)], asyncio.Barrier(2)
+    look = store_users.lock_admins
+
     async def trusting(_: Connection) -> None:
         """Waits for nobody."""
 
+    async def look_together(conn: Connection, now: datetime) -> list[UUID]:
+        admins = await look(conn, now)
+        await looked.wait()
+        return admins
+
     monkeypatch.setattr(store_users, "lock_first_admin", trusting)
-    assert (await first_at_once(auth, owner))[1] > 1
+    monkeypatch.setattr(store_users, "lock_admins", look_together)
+    await at_once(2, lambda index: give(auth, people[index], Role.ADMIN))
+    assert await owner.fetchval("SELECT count(*) FROM users WHERE role = 'admin'") == 2
 
 
 async def test_what_a_service_may_give_on_the_wire(house: House) -> None:

@@ -86,6 +86,8 @@ async def test_an_answer_as_soon_as_it_is_written_would_be_told(
 
     async def hurried(*args: Any, **named: Any) -> None:
         if any(isinstance(arg, User) for arg in args):
+            # As slow as mail would be that is sent at once.
+            await asyncio.sleep(0.02)
             await send(*args, **named)
 
     monkeypatch.setattr(service, "_send", hurried)
