@@ -40,6 +40,7 @@ from services.usage.domain.metering import Event
 from services.usage.service import room as usage_room
 from services.usage.service.accounts import AccountService as CreditAccountService
 from services.usage.service.metering import MeteringService
+from services.usage.service.reservations import ReservationService
 from services.usage.store import accounts as credit_accounts
 from services.usage.store import grants as credit_grants
 from tests.owner import connect_owner as connect_owner  # noqa: PLC0414 - found here by most tests
@@ -146,6 +147,7 @@ class UsageRoom:
     room: usage_room.Room
     accounts: CreditAccountService
     metering: MeteringService
+    reservations: ReservationService
 
 
 @contextlib.asynccontextmanager
@@ -165,10 +167,10 @@ async def open_usage(
         flush_events=flush_events,
         queue_events=queue_events,
     )
-    metering = MeteringService(room)
+    metering, reservations = MeteringService(room), ReservationService(room)
     await metering.make_partitions()
-    async with server.background(metering.meter.run):
-        yield UsageRoom(room, CreditAccountService(room), metering)
+    async with server.background(metering.meter.run, reservations.desk.run):
+        yield UsageRoom(room, CreditAccountService(room), metering, reservations)
 
 
 async def log_in(auth: AuthRoom, email: str, *, key: Key | None = None) -> tuple[Tokens, User]:
@@ -300,9 +302,35 @@ async def ledger_faults(conn: Connection) -> Sequence[str]:
 
 # Each query finds something only where its invariant is broken.
 _INVARIANTS = {
-    "used = sum of use entries": """
-        SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(-sum(amount), 0)
-        FROM credit_entries e WHERE e.user_id = a.user_id AND kind = 'use') LIMIT 1""",
+    "used + reserved = sum of what was used, held and given back": """
+        SELECT true FROM credit_accounts a WHERE used + reserved <> (
+        SELECT coalesce(-sum(amount), 0) FROM credit_entries e WHERE e.user_id = a.user_id
+        AND kind IN ('use', 'reserve', 'commit', 'release')) LIMIT 1""",
+    "reserved = sum of open holds": """
+        SELECT true FROM credit_accounts a WHERE reserved <> (SELECT coalesce(sum(amount), 0)
+        FROM credit_reservations r WHERE r.user_id = a.user_id AND state = 'open') LIMIT 1""",
+    "a hold ends no sooner than its account is due": """
+        SELECT true FROM credit_accounts a JOIN credit_reservations r USING (user_id)
+        WHERE r.state = 'open' AND (a.due_at IS NULL OR a.due_at > r.expires_at) LIMIT 1""",
+    "a hold = its draws": """
+        SELECT true FROM credit_reservations r JOIN credit_entries e ON e.user_id = r.user_id
+        AND e.reservation_id = r.id AND e.kind = 'reserve' WHERE -e.amount <> r.amount
+        OR e.grant_ids <> r.grant_ids OR e.drawn <> r.drawn
+        OR r.amount <> (SELECT sum(d) FROM unnest(r.drawn) AS d) LIMIT 1""",
+    "a hold's entries = what became of it": """
+        SELECT true FROM credit_reservations r WHERE (
+        SELECT array_agg((e.kind, e.amount)::text ORDER BY e.version)
+        FROM credit_entries e WHERE e.user_id = r.user_id AND e.reservation_id = r.id
+        ) IS DISTINCT FROM array_remove(ARRAY[('reserve', -amount)::text, CASE state
+        WHEN 'committed' THEN ('commit', amount - committed)::text
+        WHEN 'released' THEN ('release', amount)::text
+        WHEN 'expired' THEN ('release', amount)::text END], NULL) LIMIT 1""",
+    "a commit = its calls": """
+        SELECT true FROM credit_reservations r LEFT JOIN credit_entries e
+        ON e.user_id = r.user_id AND e.reservation_id = r.id AND e.kind = 'commit'
+        WHERE state = 'committed' AND committed IS DISTINCT FROM (
+        SELECT coalesce(sum(credits_used), 0) FROM tool_usage u WHERE u.entry_id = e.id
+        AND u.user_id = r.user_id) LIMIT 1""",
     "used = sum of events": """
         SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(sum(credits_used), 0)
         FROM tool_usage u WHERE u.user_id = a.user_id) LIMIT 1""",

@@ -20,8 +20,9 @@ from services.usage.config import Settings
 from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
 from services.usage.service.metering import MeteringService
+from services.usage.service.reservations import ReservationService
 from services.usage.service.room import ROOM, Room
-from services.usage.worker import look_ahead_forever
+from services.usage.worker import look_ahead_forever, sweep_forever
 
 # Statements of this room find every row by an index, and are planned once: at the sizes of a test
 # or a young house the planner would rather read the table, and go on doing so when it has grown.
@@ -67,15 +68,18 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
         )
-        metering = MeteringService(room)
+        metering, reservations = MeteringService(room), ReservationService(room)
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
-        add_servicers(grpc.grpc, room, metering, PageTokens(settings.derive("pages")))
+        pages = PageTokens(settings.derive("pages"))
+        add_servicers(grpc.grpc, room, metering, reservations, pages)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis),
                 metering.meter.run,
+                reservations.desk.run,
                 partial(look_ahead_forever, metering),
+                partial(sweep_forever, reservations, settings.sweep_seconds),
             )
         )
         yield grpc

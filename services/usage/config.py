@@ -22,3 +22,6 @@ class Settings(ServiceSettings):
     queue_events: int = Field(50_000, ge=2000)
     """Events that may wait for a flush, twice the largest batch at least; more are refused with
     OVERLOADED."""
+    sweep_seconds: float = Field(5, gt=0, le=3600)
+    """Seconds between two looks for holds that are over and grants that begin or expire, in
+    accounts nobody asks about."""

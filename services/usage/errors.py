@@ -49,3 +49,39 @@ class AccountClosed(FailedPrecondition):
     """The user was erased; nothing is granted or spent any more."""
 
     reason = "ACCOUNT_CLOSED"
+
+
+class ReservationNotFound(NotFound):
+    """No reservation has this id."""
+
+    reason = "RESERVATION_NOT_FOUND"
+
+
+class ReservationIdReused(AlreadyExists):
+    """This id was used before for another reservation."""
+
+    reason = "RESERVATION_ID_REUSED"
+
+
+class ReservationCommitted(FailedPrecondition):
+    """The reservation was committed; only the same commit is answered again."""
+
+    reason = "RESERVATION_COMMITTED"
+
+
+class ReservationReleased(FailedPrecondition):
+    """The reservation was released; its credits went back."""
+
+    reason = "RESERVATION_RELEASED"
+
+
+class ReservationExpired(FailedPrecondition):
+    """The reservation's time was over; its credits went back."""
+
+    reason = "RESERVATION_EXPIRED"
+
+
+class ReservationExceeded(FailedPrecondition):
+    """The commit is for more credits than are held, and its overage policy refuses that."""
+
+    reason = "RESERVATION_EXCEEDED"

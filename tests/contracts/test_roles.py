@@ -42,6 +42,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "credit_grants": WRITE,
         "credit_entries": APPEND,
         "credit_reservations": WRITE,
+        "credit_lease_holders": WRITE,
         "tool_usage": APPEND,
         "usage_rollups": WRITE,
     },

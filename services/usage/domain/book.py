@@ -6,6 +6,7 @@ available = what is left of the active grants - debt, and debt is only there whi
 active grant has anything left; the database refuses a write that breaks the first.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +14,7 @@ from uuid import UUID
 
 from services.usage.domain.accounts import Balance, Draw, Kind, Posting
 from services.usage.domain.grants import Grant
+from services.usage.domain.holds import Hold, State
 
 
 @dataclass(slots=True)
@@ -34,6 +36,13 @@ class Book:
     postings: list[Posting] = field(default_factory=list)
     changed: dict[UUID, Grant] = field(default_factory=dict)
     """Grants to be written."""
+    holds: dict[UUID, Hold] = field(default_factory=dict)
+    """Those that are asked about and those that are over; their grants are in `grants`."""
+    next_hold_at: datetime | None = None
+    """When the first hold that is not over is; known while the account matures."""
+    new_holds: set[UUID] = field(default_factory=set)
+    changed_holds: dict[UUID, Hold] = field(default_factory=dict)
+    """Holds to be written, new ones among them."""
 
     @property
     def available(self) -> int:
@@ -61,6 +70,43 @@ class Book:
         draws = self.take(amount)
         self.used += amount
         return self.post(Kind.USE, -amount, at, draws)
+
+    def reserve(self, hold: Hold, at: datetime) -> Hold:
+        """Holds credits; the caller has seen that they are available."""
+        draws = self.take(hold.amount)
+        self.reserved += hold.amount
+        self.post(Kind.RESERVE, -hold.amount, at, draws, reservation_id=hold.id)
+        self.due_at = earliest([self.due_at, hold.expires_at])
+        self.new_holds.add(hold.id)
+        return self.keep(hold._replace(draws=draws, available=self.available))
+
+    def commit(self, hold: Hold, used: int, tool_name: str | None, at: datetime) -> Posting:
+        """Uses up what was held: less gives back, more takes; the caller has seen it is there."""
+        self.reserved -= hold.amount
+        self.used += used
+        more = max(used - hold.amount, 0)
+        ended: list[tuple[Grant, Kind]] = []
+        if more:
+            draws = self.take(more)
+        else:
+            draws, ended = self._give_back(hold.draws, hold.amount - used, at)
+        posting = self.post(Kind.COMMIT, hold.amount - used, at, draws, reservation_id=hold.id)
+        self._retire_all(ended, at)
+        self._resolve(hold, State.COMMITTED, at, committed=used, tool_name=tool_name)
+        return posting
+
+    def release(self, hold: Hold, at: datetime, state: State = State.RELEASED) -> None:
+        """Gives back all that was held."""
+        self.reserved -= hold.amount
+        draws, ended = self._give_back(hold.draws, hold.amount, at)
+        self.post(Kind.RELEASE, hold.amount, at, draws, reservation_id=hold.id)
+        self._retire_all(ended, at)
+        self._resolve(hold, state, at)
+
+    def keep(self, hold: Hold) -> Hold:
+        """Takes in a hold as it is now, to be written."""
+        self.holds[hold.id] = self.changed_holds[hold.id] = hold
+        return hold
 
     def take(self, amount: int) -> tuple[Draw, ...]:
         """Takes credits from the grants in burn order; what none covers becomes debt."""
@@ -104,7 +150,7 @@ class Book:
         """Takes away what is left of a grant, for it expires or is voided."""
         lost = grant.remaining
         if kind is Kind.VOID:
-            grant.voided_at = at
+            grant.voided_at = grant.voided_at or at
         self.draw(grant, lost)
         if lost and grant.activated_at is not None:
             self.granted -= lost
@@ -115,17 +161,26 @@ class Book:
         for grant in self.grants:
             self.retire(grant, Kind.VOID, at)
         self.closed_at = at
-        self.due_at = None
+        # What is held still comes back, or is used by the call it is held for.
+        self.due_at = self.due_at if self.reserved else None
 
     def mature(self, now: datetime) -> None:
-        """Lets begin and expire what has by now, in the order of their times."""
-        while due := self._next_due(now):
-            at, grant = due
-            if grant.activated_at is None:
-                self.activate(grant, at)
+        """Lets begin and expire what has by now, holds too, in the order of their times."""
+        holds = deque(self._over(now))
+        while True:
+            due = self._next_due(now)
+            if holds and (due is None or holds[0].expires_at <= due[0]):
+                hold = holds.popleft()
+                self.release(hold, hold.expires_at, State.EXPIRED)
+            elif due is None:
+                break
             else:
-                self.retire(grant, Kind.EXPIRE, at)
-        self.due_at = earliest(grant.due() for grant in self.grants)
+                at, grant = due
+                if grant.activated_at is None:
+                    self.activate(grant, at)
+                else:
+                    self.retire(grant, Kind.EXPIRE, at)
+        self.due_at = earliest([*(grant.due() for grant in self.grants), self.next_hold_at])
 
     def post(
         self,
@@ -154,6 +209,69 @@ class Book:
         )
         self.postings.append(posting)
         return posting
+
+    def _give_back(
+        self, draws: Sequence[Draw], amount: int, at: datetime
+    ) -> tuple[tuple[Draw, ...], list[tuple[Grant, Kind]]]:
+        """
+        Gives credits back to the grants they came from, those that burn last first.
+
+        Debt is paid from them. Returns the draws, and the grants that have ended by now
+        and must not keep what came back, with the reason.
+        """
+        back: list[Draw] = []
+        ended: list[tuple[Grant, Kind]] = []
+        for drawn in reversed(draws):
+            share = min(amount, drawn.amount)
+            if share == 0:
+                break
+            amount -= share
+            grant = next(grant for grant in self.grants if grant.id == drawn.grant_id)
+            kind = self._end_of(grant, at)
+            if kind is None:
+                paid = min(self.debt, share)
+                self.debt -= paid
+                share -= paid
+                self.due_at = earliest([self.due_at, grant.terms.expires_at])
+            else:
+                ended.append((grant, kind))
+            if share:
+                self.draw(grant, -share)
+                back.append(Draw(grant.id, -share))
+        return tuple(back), ended
+
+    def _end_of(self, grant: Grant, at: datetime) -> Kind | None:
+        if self.closed_at is not None or grant.voided_at is not None:
+            return Kind.VOID
+        expires_at = grant.terms.expires_at
+        return Kind.EXPIRE if expires_at is not None and expires_at <= at else None
+
+    def _retire_all(self, ended: Iterable[tuple[Grant, Kind]], at: datetime) -> None:
+        for grant, kind in ended:
+            self.retire(grant, kind, at)
+
+    def _resolve(
+        self,
+        hold: Hold,
+        state: State,
+        at: datetime,
+        *,
+        committed: int | None = None,
+        tool_name: str | None = None,
+    ) -> None:
+        self.keep(
+            hold._replace(
+                state=state,
+                committed=committed,
+                committed_tool=tool_name,
+                resolved_at=at,
+                resolved_available=self.available,
+            )
+        )
+
+    def _over(self, now: datetime) -> Sequence[Hold]:
+        over = (h for h in self.holds.values() if h.state is State.OPEN and h.expires_at <= now)
+        return sorted(over, key=lambda hold: (hold.expires_at, hold.id))
 
     def _next_due(self, now: datetime) -> tuple[datetime, Grant] | None:
         due = [

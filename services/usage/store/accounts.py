@@ -11,8 +11,10 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
+from services.usage.domain.holds import Hold
 from services.usage.errors import BalanceLimit, UserNotFound
-from services.usage.store.grants import open_grants
+from services.usage.store.grants import find_grants, open_grants
+from services.usage.store.reservations import holds_over, next_ends, write_holds
 
 _BALANCE = "user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
 _BOOK = f"{_BALANCE}, debt"
@@ -58,11 +60,36 @@ async def lock_free_books(
     return free, {user_id: each for user_id, each in opened.items() if user_id not in free}
 
 
+async def lock_due_books(conn: Connection, now: datetime, limit: int) -> list[Book]:
+    """Locks accounts in which something is due and that nobody else holds."""
+    due = await conn.fetch(
+        "SELECT user_id FROM credit_accounts WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
+        f" {LOCK} SKIP LOCKED",
+        now,
+        limit,
+    )
+    return list((await lock_books(conn, [row["user_id"] for row in due], now)).values())
+
+
+async def add_drawn(conn: Connection, books: Mapping[UUID, Book], holds: Iterable[Hold]) -> None:
+    """Adds the grants to books that their holds drew from: credits may go back there."""
+    missing = {
+        draw.grant_id
+        for hold in holds
+        if (book := books.get(hold.user_id)) is not None
+        for draw in hold.draws
+        if all(grant.id != draw.grant_id for grant in book.grants)
+    }
+    for grant in await find_grants(conn, list(missing)) if missing else ():
+        books[grant.user_id].grants.append(grant)
+        books[grant.user_id].grants.sort(key=lambda each: each.burn_order)
+
+
 async def write_books(conn: Connection, books: Iterable[Book], now: datetime) -> None:
     """
     Writes what changed in locked accounts: account, entries and grants, in one statement.
 
-    BalanceLimit past 10^15 credits.
+    Holds follow in one of their own. BalanceLimit past 10^15 credits.
     """
     written = list(books)
     postings = [(book.user_id, posting) for book in written for posting in book.postings]
@@ -96,6 +123,8 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
             [grant.activated_at for grant in grants],
             [grant.voided_at for grant in grants],
         )
+    if holds := [hold for book in written for hold in book.changed_holds.values()]:
+        await write_holds(conn, holds, {made for book in written for made in book.new_holds})
 
 
 # The statement's arrays are one row long each; an array within is passed as text.
@@ -144,10 +173,23 @@ async def _books(
     new_id = partial(uuid7, now)
     books = {row["user_id"]: _book(row, new_id) for row in rows}
     await _fill(conn, books)
-    for book in books.values():
-        if book.due_at is not None and book.due_at <= now:
-            book.mature(now)
+    due = [book for book in books.values() if book.due_at is not None and book.due_at <= now]
+    if held := [book.user_id for book in due if book.reserved]:
+        await _fill_holds(conn, books, held, now)
+    for book in due:
+        book.mature(now)
     return books
+
+
+async def _fill_holds(
+    conn: Connection, books: Mapping[UUID, Book], held: Sequence[UUID], now: datetime
+) -> None:
+    over = await holds_over(conn, held, now)
+    await add_drawn(conn, books, over)
+    for hold in over:
+        books[hold.user_id].holds[hold.id] = hold
+    for user_id, at in (await next_ends(conn, held, now)).items():
+        books[user_id].next_hold_at = at
 
 
 async def _fill(conn: Connection, books: Mapping[UUID, Book]) -> None:

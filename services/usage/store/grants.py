@@ -65,6 +65,15 @@ async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]
     return [_grant(row) for row in rows]
 
 
+async def find_grants(conn: Connection, ids: Sequence[UUID]) -> list[Grant]:
+    """Returns grants by their ids, whatever is left of them."""
+    rows = await conn.fetch(
+        f"SELECT {_GRANT} FROM unnest($1::uuid[]) AS i (id) JOIN credit_grants g ON g.id = i.id",
+        ids,
+    )
+    return [_grant(row) for row in rows]
+
+
 def _grant(row: Record) -> Grant:
     # Unpacked and not by name: a flush reads hundreds.
     grant_id, user_id, source, source_ref, amount, priority, category, *rest = row

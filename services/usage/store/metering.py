@@ -38,6 +38,13 @@ async def write_events(
     `entry_of` is, by user, the ledger entry that pays for its events; absent when
     they cost nothing.
     """
+    await write_paid_events(conn, events, [entry_of.get(event.user_id) for event in events])
+
+
+async def write_paid_events(
+    conn: Connection, events: Sequence[Event], entry_ids: Sequence[UUID | None]
+) -> None:
+    """Writes events, each with the entry that pays for it, and their hourly sums."""
     sums = _sums(events)
     await conn.execute(
         _WRITE_EVENTS,
@@ -46,7 +53,7 @@ async def write_events(
         [event.tool_name for event in events],
         [event.credits for event in events],
         [event.time for event in events],
-        [entry_of.get(event.user_id) for event in events],
+        entry_ids,
         [user_id for user_id, _, _ in sums],
         [tool_name for _, _, tool_name in sums],
         [hour for _, hour, _ in sums],

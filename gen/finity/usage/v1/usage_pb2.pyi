@@ -29,7 +29,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_NO_CREDITS: _ErrorReason.ValueType  # 1
-    """FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance" and "credits"."""
+    """FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance" and "credits",
+    and of reservations "short", the credits that are missing.
+    """
     ERROR_REASON_ACCOUNT_NOT_OPEN: _ErrorReason.ValueType  # 2
     """FAILED_PRECONDITION: the user has no credit account yet; one opens moments after registration."""
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 3
@@ -44,6 +46,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE: the account cannot hold that many credits."""
     ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 8
     """FAILED_PRECONDITION: the user was erased; nothing is granted or spent any more."""
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """NOT_FOUND: no reservation has this id, or none of this user."""
+    ERROR_REASON_RESERVATION_ID_REUSED: _ErrorReason.ValueType  # 31
+    """ALREADY_EXISTS: the id was used before for another reservation."""
+    ERROR_REASON_RESERVATION_COMMITTED: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION: the reservation was committed; only the same commit is answered again."""
+    ERROR_REASON_RESERVATION_RELEASED: _ErrorReason.ValueType  # 33
+    """FAILED_PRECONDITION: the reservation was released; its credits went back."""
+    ERROR_REASON_RESERVATION_EXPIRED: _ErrorReason.ValueType  # 34
+    """FAILED_PRECONDITION: the reservation's time was over; its credits went back."""
+    ERROR_REASON_RESERVATION_EXCEEDED: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION: the commit is for more credits than are held, and its overage policy
+    refuses that; metadata has "held" and "credits". The reservation stays open.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -51,7 +67,9 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_NO_CREDITS: ErrorReason.ValueType  # 1
-"""FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance" and "credits"."""
+"""FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance" and "credits",
+and of reservations "short", the credits that are missing.
+"""
 ERROR_REASON_ACCOUNT_NOT_OPEN: ErrorReason.ValueType  # 2
 """FAILED_PRECONDITION: the user has no credit account yet; one opens moments after registration."""
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 3
@@ -66,6 +84,20 @@ ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 7
 """OUT_OF_RANGE: the account cannot hold that many credits."""
 ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 8
 """FAILED_PRECONDITION: the user was erased; nothing is granted or spent any more."""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 30
+"""NOT_FOUND: no reservation has this id, or none of this user."""
+ERROR_REASON_RESERVATION_ID_REUSED: ErrorReason.ValueType  # 31
+"""ALREADY_EXISTS: the id was used before for another reservation."""
+ERROR_REASON_RESERVATION_COMMITTED: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION: the reservation was committed; only the same commit is answered again."""
+ERROR_REASON_RESERVATION_RELEASED: ErrorReason.ValueType  # 33
+"""FAILED_PRECONDITION: the reservation was released; its credits went back."""
+ERROR_REASON_RESERVATION_EXPIRED: ErrorReason.ValueType  # 34
+"""FAILED_PRECONDITION: the reservation's time was over; its credits went back."""
+ERROR_REASON_RESERVATION_EXCEEDED: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION: the commit is for more credits than are held, and its overage policy
+refuses that; metadata has "held" and "credits". The reservation stays open.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:

@@ -1,0 +1,186 @@
+"""Reservations: credits held for a call while it runs, in flushes as calls are metered."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+import asyncpg
+
+from chassis.errors import Refusal
+from chassis.groupcommit import GroupCommit
+from chassis.ids import uuid7_time
+from chassis.postgres import Connection
+from chassis.refusals import Conflict
+from services.usage.domain.accounts import Balance
+from services.usage.domain.book import Book
+from services.usage.domain.holds import Hold, State
+from services.usage.domain.metering import Event
+from services.usage.domain.reservations import (
+    Desk,
+    Outcome,
+    Request,
+    Reserve,
+    Result,
+)
+from services.usage.errors import (
+    AccountClosed,
+    AccountNotOpen,
+    EventIdReused,
+    NoCredits,
+    ReservationCommitted,
+    ReservationExceeded,
+    ReservationExpired,
+    ReservationIdReused,
+    ReservationNotFound,
+    ReservationReleased,
+)
+from services.usage.service.metering import FLUSH_LOCK_MS
+from services.usage.service.room import Room, lock_book
+from services.usage.store import accounts, metering
+from services.usage.store import reservations as store
+
+QUEUE = "reservations"
+# Accounts that one transaction of the sweeper lets mature.
+SWEEP_AT_ONCE = 200
+_REFUSALS: dict[Outcome, type[Refusal]] = {
+    Outcome.NO_CREDITS: NoCredits,
+    Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
+    Outcome.ACCOUNT_CLOSED: AccountClosed,
+    Outcome.ACCOUNT_BUSY: Conflict,
+    Outcome.EVENT_ID_REUSED: EventIdReused,
+    Outcome.NOT_FOUND: ReservationNotFound,
+    Outcome.ID_REUSED: ReservationIdReused,
+    Outcome.EXCEEDED: ReservationExceeded,
+    Outcome.COMMITTED: ReservationCommitted,
+    Outcome.RELEASED: ReservationReleased,
+    Outcome.EXPIRED: ReservationExpired,
+}
+
+
+class ReservationService:
+    """Holding credits, and using them up or giving them back, once each."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.desk: GroupCommit[Request, Result] = GroupCommit(
+            QUEUE, self._flush, max_flush=room.flush_events, max_waiting=room.queue_events
+        )
+
+    async def ask(self, request: Request) -> tuple[Hold, int]:
+        """
+        Does what is asked, once: the same again is answered as it was the first time.
+
+        Returns the hold and what is left to spend once it is durable; a refusal for
+        each other outcome.
+        """
+        (result,) = await self.desk.submit([request])
+        if result.outcome is not Outcome.DONE or result.hold is None:
+            raise _REFUSALS[result.outcome](metadata=_metadata(result))
+        return result.hold, result.available
+
+    async def get(self, user_id: UUID, reservation_id: UUID) -> Hold:
+        """Returns a reservation as it is now; ReservationNotFound unless it is the user's."""
+        now = self._room.clock.now()
+        async with self._room.database.connection() as conn:
+            hold = await self._find(conn, user_id, reservation_id)
+        if hold.state is not State.OPEN or hold.expires_at > now:
+            return hold
+        # It is over: whoever asks first writes it.
+        async with self._room.database.transaction() as conn:
+            book = await lock_book(conn, user_id, now)
+            await accounts.write_books(conn, [book], now)
+            return await self._find(conn, user_id, reservation_id)
+
+    async def sweep(self) -> int:
+        """Lets mature what is due in accounts that nobody looks at; returns how many had it."""
+        swept = 0
+        while found := await self._sweep(SWEEP_AT_ONCE):
+            swept += found
+            if found < SWEEP_AT_ONCE:
+                break
+        return swept
+
+    async def _sweep(self, limit: int) -> int:
+        now = self._room.clock.now()
+        async with self._room.database.transaction() as conn:
+            books = await accounts.lock_due_books(conn, now, limit)
+            if books:
+                await accounts.write_books(conn, books, now)
+        return len(books)
+
+    async def _find(self, conn: Connection, user_id: UUID, reservation_id: UUID) -> Hold:
+        holds = await store.find_holds(conn, [reservation_id])
+        if not holds or holds[0].user_id != user_id or holds[0].holder:
+            raise ReservationNotFound
+        return holds[0]
+
+    async def _flush(self, requests: Sequence[Request]) -> Sequence[Result]:
+        try:
+            return await self._flush_locked(requests, wait=True)
+        except Conflict:
+            # Somebody holds one of the accounts for too long: the others need not wait for it.
+            return await self._flush_locked(requests, wait=False)
+
+    async def _flush_locked(self, requests: Sequence[Request], *, wait: bool) -> Sequence[Result]:
+        now = self._room.clock.now()
+        try:
+            async with self._room.database.transaction(lock_ms=FLUSH_LOCK_MS) as conn:
+                users = await _users(conn, requests)
+                books: Mapping[UUID, Book]
+                busy: Mapping[UUID, Balance] = {}
+                if wait:
+                    books = await accounts.lock_books(conn, users, now)
+                else:
+                    books, busy = await accounts.lock_free_books(conn, users, now)
+                ids = [request.id for request in requests]
+                holds = {hold.id: hold for hold in await store.find_holds(conn, ids)}
+                recorded = {event.id for event in await metering.find_events(conn, ids)}
+                await accounts.add_drawn(conn, books, _open(holds.values()))
+                desk = Desk(books, busy, recorded, now, holds)
+                results = [desk.decide(request) for request in requests]
+                changed = [book for book in books.values() if book.changed_holds]
+                if changed:
+                    await accounts.write_books(conn, changed, now)
+                    await _write_calls(conn, results)
+        except asyncpg.UniqueViolationError as error:
+            # The same id for another user, in a flush that ran beside this one.
+            raise Conflict from error
+        return results
+
+
+async def _users(conn: Connection, requests: Sequence[Request]) -> set[UUID]:
+    users = {request.user_id for request in requests if isinstance(request, Reserve)}
+    others = [request.id for request in requests if not isinstance(request, Reserve)]
+    return users | await store.find_owners(conn, others) if others else users
+
+
+def _open(holds: Iterable[Hold]) -> list[Hold]:
+    return [hold for hold in holds if hold.state is State.OPEN]
+
+
+async def _write_calls(conn: Connection, results: Sequence[Result]) -> None:
+    """Records each commit as the tool call it was for."""
+    done = [(result.hold, result.entry_id) for result in results if result.entry_id]
+    calls = [(_call(hold), entry_id) for hold, entry_id in done if hold is not None]
+    if calls:
+        await metering.write_paid_events(
+            conn, [event for event, _ in calls], [entry_id for _, entry_id in calls]
+        )
+
+
+def _call(hold: Hold) -> Event:
+    tool_name = hold.committed_tool or hold.tool_name
+    return Event(hold.id, hold.user_id, tool_name, hold.committed or 0, uuid7_time(hold.id))
+
+
+def _metadata(result: Result) -> dict[str, str]:
+    """Returns what a program may need to know about a refusal."""
+    if result.outcome is Outcome.NO_CREDITS:
+        return {
+            "balance": str(result.available),
+            "credits": str(result.asked),
+            "short": str(result.short),
+        }
+    if result.outcome is Outcome.EXCEEDED and result.hold is not None:
+        held = result.hold.amount
+        return {"held": str(held), "credits": str(held + result.asked)}
+    return {}
