@@ -70,7 +70,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         metering = MeteringService(room)
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
-        add_servicers(grpc.grpc, room, metering, PageTokens(settings.derive("pages")))
+        pages, secret = PageTokens(settings.derive("pages")), settings.derive("idempotency")
+        add_servicers(grpc.grpc, room, metering, pages, secret)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis),

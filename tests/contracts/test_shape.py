@@ -34,6 +34,8 @@ CLIENT_IDS = {
     "StepUp": ("", "a proof once more is only fresher; a code or challenge works once"),
     "OpenAccount": ("user_id", "opening an open account changes nothing"),
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
+    "VoidGrant": ("grant_id", "a grant is voided once"),
+    "SetOverdraftLimit": ("overdraft_limit", "the same limit again changes nothing"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),
     "RecordUsageBatch": ("events", "each event has its own event_id"),
     "StartSignIn": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),

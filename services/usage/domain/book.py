@@ -34,6 +34,9 @@ class Book:
     postings: list[Posting] = field(default_factory=list)
     changed: dict[UUID, Grant] = field(default_factory=dict)
     """Grants to be written."""
+    actor: str | None = None
+    """Whoever acts from now on, for what is posted; see Posting."""
+    note: str | None = None
 
     @property
     def available(self) -> int:
@@ -151,6 +154,8 @@ class Book:
             grant_id,
             reservation_id,
             reverses_id,
+            self.actor,
+            self.note,
         )
         self.postings.append(posting)
         return posting

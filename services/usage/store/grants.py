@@ -41,7 +41,7 @@ async def insert_grant(conn: Connection, grant: Grant) -> bool:
     )
 
 
-async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant:
+async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant | None:
     row = await conn.fetchrow(
         f"SELECT {_GRANT} FROM credit_grants g"
         " WHERE user_id = $1 AND source = $2 AND source_ref = $3",
@@ -49,7 +49,17 @@ async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: s
         source,
         source_ref,
     )
-    return _grant(row)
+    return _grant(row) if row else None
+
+
+async def list_grants(conn: Connection, user_id: UUID, ids: Sequence[UUID]) -> list[Grant]:
+    """Returns a user's grants among these ids, whatever is left of them."""
+    rows = await conn.fetch(
+        f"SELECT {_GRANT} FROM credit_grants g WHERE id = ANY($2::uuid[]) AND user_id = $1",
+        user_id,
+        ids,
+    )
+    return [_grant(row) for row in rows]
 
 
 async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
