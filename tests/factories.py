@@ -42,6 +42,7 @@ from services.usage.service import room as usage_room
 from services.usage.service.accounts import AccountService as CreditAccountService
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
+from services.usage.service.proofs import ProofService
 from services.usage.store import accounts as credit_accounts
 from services.usage.store import grants as credit_grants
 from tests.running import PASSWORD, SERVICE_KEY, refusal_of
@@ -146,6 +147,7 @@ class UsageRoom:
     accounts: CreditAccountService
     metering: MeteringService
     ledger: LedgerService
+    proofs: ProofService
 
 
 @contextlib.asynccontextmanager
@@ -169,7 +171,7 @@ async def open_usage(
     await metering.make_partitions()
     async with server.background(metering.meter.run):
         accounts = CreditAccountService(room)
-        yield UsageRoom(room, accounts, metering, LedgerService(room, accounts))
+        yield UsageRoom(room, accounts, metering, LedgerService(room, accounts), ProofService(room))
 
 
 @contextlib.asynccontextmanager

@@ -19,9 +19,17 @@ from chassis.tokens import TokenVerifier
 from services.usage.config import Settings
 from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
+from services.usage.service.accounts import AccountService
+from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
+from services.usage.service.proofs import ProofService
 from services.usage.service.room import ROOM, Room
-from services.usage.worker import look_ahead_forever
+from services.usage.worker import (
+    detach_forever,
+    look_ahead_forever,
+    sweep_forever,
+    verify_forever,
+)
 
 # Statements of this room find every row by an index, and are planned once: at the sizes of a test
 # or a young house the planner would rather read the table, and go on doing so when it has grown.
@@ -67,7 +75,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
         )
-        metering = MeteringService(room)
+        metering, proofs = MeteringService(room), ProofService(room)
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
         pages, secret = PageTokens(settings.derive("pages")), settings.derive("idempotency")
@@ -77,6 +85,9 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
                 partial(verifier.run, redis),
                 metering.meter.run,
                 partial(look_ahead_forever, metering),
+                partial(verify_forever, proofs),
+                partial(detach_forever, proofs, settings.retention_months),
+                partial(sweep_forever, LedgerService(room, AccountService(room))),
             )
         )
         yield grpc

@@ -36,6 +36,7 @@ CLIENT_IDS = {
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "VoidGrant": ("grant_id", "a grant is voided once"),
     "SetOverdraftLimit": ("overdraft_limit", "the same limit again changes nothing"),
+    "VerifyLedger": ("", "it only looks, and remembers how far"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),
     "RecordUsageBatch": ("events", "each event has its own event_id"),
     "StartSignIn": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),

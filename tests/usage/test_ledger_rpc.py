@@ -159,3 +159,25 @@ async def test_the_contract_has_the_rules(house: House, changed: dict[str, Any])
     nothing = ledger_pb2.CorrectUsageRequest(user_id=person.user_id, credits=1, **KEY)
     untargeted = ledger(house).CorrectUsage(nothing, metadata=house.service)
     assert await answers_with(untargeted, INVALID)
+
+
+async def test_a_ledger_is_verified_for_one_or_for_all(house: House, owner: Connection) -> None:
+    """One account, or pages of all; a fault names account, check and both numbers."""
+    people = [await house.person(credits=10) for _ in range(3)]
+    token, seen = "", 0
+    while True:
+        request = ledger_pb2.VerifyLedgerRequest(from_start=True, page_size=2, page_token=token)
+        page = await ledger(house).VerifyLedger(request, metadata=house.service)
+        assert not page.faults
+        seen, token = seen + page.verified_accounts, page.next_page_token
+        if not token:
+            break
+    assert seen == len(people)
+    await owner.execute("UPDATE credit_grants SET remaining = 9")
+    request = ledger_pb2.VerifyLedgerRequest(user_id=people[0].user_id)
+    (grants, draws) = (await ledger(house).VerifyLedger(request, metadata=house.service)).faults
+    assert (grants.user_id, grants.expected, grants.found) == (people[0].user_id, 10, 9)
+    assert (grants.check, draws.check) == (
+        ledger_pb2.LEDGER_CHECK_GRANTS,
+        ledger_pb2.LEDGER_CHECK_DRAWS,
+    )

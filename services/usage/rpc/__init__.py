@@ -9,6 +9,7 @@ from services.usage.rpc.usage import UsageServicer
 from services.usage.service.accounts import AccountService
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
+from services.usage.service.proofs import ProofService
 from services.usage.service.room import Room
 
 CONTRACTS = [
@@ -29,5 +30,5 @@ def add_servicers(
     ledger = LedgerService(room, accounts)
     usage = UsageServicer(accounts, ledger, metering, pages, room.clock)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)
-    ledgers = LedgerServicer(ledger, pages, secret)
+    ledgers = LedgerServicer(ledger, ProofService(room), pages, secret)
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledgers, server)

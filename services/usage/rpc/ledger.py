@@ -13,8 +13,10 @@ from chassis.times import to_timestamp
 from services.usage.domain import accounts
 from services.usage.domain.accounts import Posting
 from services.usage.domain.grants import BurnOrder
+from services.usage.domain.proofs import Fault
 from services.usage.rpc.messages import Context, act_of, to_balance, to_grant
 from services.usage.service.ledger import Expiry, LedgerService
+from services.usage.service.proofs import ProofService
 
 DEFAULT_PAGE = 50
 TO_KIND = {kind: ledger_pb2.EntryKind.Value(f"ENTRY_KIND_{kind.name}") for kind in accounts.Kind}
@@ -23,8 +25,11 @@ TO_KIND = {kind: ledger_pb2.EntryKind.Value(f"ENTRY_KIND_{kind.name}") for kind 
 class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The contract's methods in the contract's order."""
 
-    def __init__(self, ledger: LedgerService, pages: PageTokens, secret: bytes) -> None:
+    def __init__(
+        self, ledger: LedgerService, proofs: ProofService, pages: PageTokens, secret: bytes
+    ) -> None:
         self._ledger = ledger
+        self._proofs = proofs
         self._pages = pages
         self._secret = secret
 
@@ -95,6 +100,34 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             entry_id=UUID(request.entry_id) if request.entry_id else None,
         )
         return ledger_pb2.CorrectUsageResponse(entry=_entry(posting), balance=to_balance(balance))
+
+    async def VerifyLedger(
+        self, request: ledger_pb2.VerifyLedgerRequest, context: Context
+    ) -> ledger_pb2.VerifyLedgerResponse:
+        scope, after = f"VerifyLedger:{request.from_start}", None
+        if request.user_id:
+            proof = await self._proofs.verify_account(UUID(request.user_id))
+        else:
+            if request.page_token:
+                after = UUID(self._pages.decode(request.page_token, scope)[0])
+            proof = await self._proofs.verify_page(
+                after, request.page_size or DEFAULT_PAGE, whole=request.from_start
+            )
+        token = self._pages.encode((str(proof.last),), scope) if proof.last else ""
+        return ledger_pb2.VerifyLedgerResponse(
+            verified_accounts=proof.accounts,
+            faults=map(_fault, proof.faults),
+            next_page_token=token,
+        )
+
+
+def _fault(fault: Fault) -> ledger_pb2.LedgerFault:
+    return ledger_pb2.LedgerFault(
+        user_id=str(fault.user_id),
+        check=ledger_pb2.LedgerCheck.Value(f"LEDGER_CHECK_{fault.check.name}"),
+        expected=fault.expected,
+        found=fault.found,
+    )
 
 
 def _entries(postings: Sequence[Posting]) -> list[ledger_pb2.Entry]:

@@ -200,6 +200,11 @@ class LedgerService:
 
             return await idempotency.once(conn, KEYS, act.key, Done, effect, now=now)
 
+    async def forget_keys(self) -> int:
+        """Deletes a batch of idempotency keys older than 72 hours; returns how many."""
+        async with self._room.database.connection() as conn:
+            return await idempotency.forget(conn, KEYS, self._room.clock.now())
+
     def _new_grant(self, user_id: UUID, terms: Terms, now: datetime) -> Grant:
         return Grant(uuid7(now), user_id, terms, terms.amount, now, now)
 

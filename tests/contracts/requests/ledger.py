@@ -61,4 +61,7 @@ FACTORIES: dict[Any, Callable[[Given], Message | Awaitable[Message]]] = {
         user_id=given.somebody.user_id, overdraft_limit=5, reason="contract"
     ),
     ledger_pb2.CorrectUsageRequest: _correct,
+    ledger_pb2.VerifyLedgerRequest: lambda given: ledger_pb2.VerifyLedgerRequest(
+        user_id=given.somebody.user_id
+    ),
 }

@@ -29,13 +29,19 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inity/usage/v1/ledger.proto\x12\x0f\x66inity.usage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1b\x66inity/usage/v1/usage.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"(\n\x04\x44raw\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\"\xb4\x02\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.finity.usage.v1.EntryKind\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12\x15\n\rbalance_after\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05\x64raws\x18\x07 \x03(\x0b\x32\x15.finity.usage.v1.Draw\x12\x10\n\x08grant_id\x18\x08 \x01(\t\x12\x16\n\x0ereservation_id\x18\t \x01(\t\x12\x19\n\x11reverses_entry_id\x18\n \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0b \x01(\t\x12\x0c\n\x04note\x18\x0c \x01(\t\"J\n\x06\x45xpiry\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\"\x9f\x01\n\x11ListGrantsRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\x80\x01\n\x12ListGrantsResponse\x12&\n\x06grants\x18\x01 \x03(\x0b\x32\x16.finity.usage.v1.Grant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12)\n\x08\x65xpiries\x18\x03 \x03(\x0b\x32\x17.finity.usage.v1.Expiry\"\xa0\x01\n\x12ListEntriesRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"W\n\x13ListEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.finity.usage.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb9\x01\n\x10VoidGrantRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x44\n\x08grant_id\x18\x02 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"e\n\x11VoidGrantResponse\x12%\n\x05grant\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Grant\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"\xd0\x01\n\x14\x41\x64justCreditsRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12(\n\x06\x61mount\x18\x02 \x01(\x03\x42\x18\xbaH\x15\"\x13\x18\x80\x94\xeb\xdc\x03(\x80\xec\x94\xa3\xfc\xff\xff\xff\xff\x01\x38\x00\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12-\n\x0fidempotency_key\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\"\x90\x01\n\x15\x41\x64justCreditsResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Entry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance\x12%\n\x05grant\x18\x03 \x01(\x0b\x32\x16.finity.usage.v1.Grant\"\xa3\x01\n\x18SetOverdraftLimitRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12&\n\x0foverdraft_limit\x18\x02 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x00\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"_\n\x19SetOverdraftLimitResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance\x12\x17\n\x0foverdraft_limit\x18\x02 \x01(\x03\"\xe6\x02\n\x13\x43orrectUsageRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x46\n\x08\x65vent_id\x18\x02 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$H\x00\x12\x46\n\x08\x65ntry_id\x18\x03 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$H\x00\x12\x1e\n\x07\x63redits\x18\x04 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01\x12\x1a\n\x06reason\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12-\n\x0fidempotency_key\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$B\x0f\n\x06target\x12\x05\xbaH\x02\x08\x01\"h\n\x14\x43orrectUsageResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Entry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance*\x89\x02\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NTRY_KIND_GRANT\x10\x01\x12\x12\n\x0e\x45NTRY_KIND_USE\x10\x02\x12\x16\n\x12\x45NTRY_KIND_RESERVE\x10\x03\x12\x15\n\x11\x45NTRY_KIND_COMMIT\x10\x04\x12\x16\n\x12\x45NTRY_KIND_RELEASE\x10\x05\x12\x15\n\x11\x45NTRY_KIND_EXPIRE\x10\x06\x12\x13\n\x0f\x45NTRY_KIND_VOID\x10\x07\x12\x15\n\x11\x45NTRY_KIND_ADJUST\x10\x08\x12\x16\n\x12\x45NTRY_KIND_REVERSE\x10\t\x12\x14\n\x10\x45NTRY_KIND_LIMIT\x10\n2\x8c\x07\n\rLedgerService\x12\x82\x01\n\nListGrants\x12\".finity.usage.v1.ListGrantsRequest\x1a#.finity.usage.v1.ListGrantsResponse\"+\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/users/{user_id}/grants\x12\x86\x01\n\x0bListEntries\x12#.finity.usage.v1.ListEntriesRequest\x1a$.finity.usage.v1.ListEntriesResponse\",\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/users/{user_id}/entries\x12\x91\x01\n\tVoidGrant\x12!.finity.usage.v1.VoidGrantRequest\x1a\".finity.usage.v1.VoidGrantResponse\"=\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02/\"*/v1/users/{user_id}/grants/{grant_id}:void:\x01*\x12\x95\x01\n\rAdjustCredits\x12%.finity.usage.v1.AdjustCreditsRequest\x1a&.finity.usage.v1.AdjustCreditsResponse\"5\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\'\"\"/v1/users/{user_id}/credits:adjust:\x01*\x12\xac\x01\n\x11SetOverdraftLimit\x12).finity.usage.v1.SetOverdraftLimitRequest\x1a*.finity.usage.v1.SetOverdraftLimitResponse\"@\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\x32\"-/v1/users/{user_id}/credits:setOverdraftLimit:\x01*\x12\x91\x01\n\x0c\x43orrectUsage\x12$.finity.usage.v1.CorrectUsageRequest\x1a%.finity.usage.v1.CorrectUsageResponse\"4\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02&\"!/v1/users/{user_id}/usage:correct:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66inity/usage/v1/ledger.proto\x12\x0f\x66inity.usage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1b\x66inity/usage/v1/usage.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x0bLedgerFault\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12+\n\x05\x63heck\x18\x02 \x01(\x0e\x32\x1c.finity.usage.v1.LedgerCheck\x12\x10\n\x08\x65xpected\x18\x03 \x01(\x03\x12\r\n\x05\x66ound\x18\x04 \x01(\x03\"\xae\x01\n\x13VerifyLedgerRequest\x12\x46\n\x07user_id\x18\x01 \x01(\tB5\xbaH2r02.^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\x12\x12\n\nfrom_start\x18\x02 \x01(\x08\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"x\n\x14VerifyLedgerResponse\x12\x19\n\x11verified_accounts\x18\x01 \x01(\x03\x12,\n\x06\x66\x61ults\x18\x02 \x03(\x0b\x32\x1c.finity.usage.v1.LedgerFault\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"(\n\x04\x44raw\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x03\"\xb4\x02\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.finity.usage.v1.EntryKind\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12\x15\n\rbalance_after\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05\x64raws\x18\x07 \x03(\x0b\x32\x15.finity.usage.v1.Draw\x12\x10\n\x08grant_id\x18\x08 \x01(\t\x12\x16\n\x0ereservation_id\x18\t \x01(\t\x12\x19\n\x11reverses_entry_id\x18\n \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0b \x01(\t\x12\x0c\n\x04note\x18\x0c \x01(\t\"J\n\x06\x45xpiry\x12/\n\x0b\x65xpire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63redits\x18\x02 \x01(\x03\"\x9f\x01\n\x11ListGrantsRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"\x80\x01\n\x12ListGrantsResponse\x12&\n\x06grants\x18\x01 \x03(\x0b\x32\x16.finity.usage.v1.Grant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12)\n\x08\x65xpiries\x18\x03 \x03(\x0b\x32\x17.finity.usage.v1.Expiry\"\xa0\x01\n\x12ListEntriesRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"W\n\x13ListEntriesResponse\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.finity.usage.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb9\x01\n\x10VoidGrantRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x44\n\x08grant_id\x18\x02 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"e\n\x11VoidGrantResponse\x12%\n\x05grant\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Grant\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"\xd0\x01\n\x14\x41\x64justCreditsRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12(\n\x06\x61mount\x18\x02 \x01(\x03\x42\x18\xbaH\x15\"\x13\x18\x80\x94\xeb\xdc\x03(\x80\xec\x94\xa3\xfc\xff\xff\xff\xff\x01\x38\x00\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12-\n\x0fidempotency_key\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\"\x90\x01\n\x15\x41\x64justCreditsResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Entry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance\x12%\n\x05grant\x18\x03 \x01(\x0b\x32\x16.finity.usage.v1.Grant\"\xa3\x01\n\x18SetOverdraftLimitRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12&\n\x0foverdraft_limit\x18\x02 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x00\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"_\n\x19SetOverdraftLimitResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance\x12\x17\n\x0foverdraft_limit\x18\x02 \x01(\x03\"\xe6\x02\n\x13\x43orrectUsageRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x46\n\x08\x65vent_id\x18\x02 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$H\x00\x12\x46\n\x08\x65ntry_id\x18\x03 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$H\x00\x12\x1e\n\x07\x63redits\x18\x04 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01\x12\x1a\n\x06reason\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12-\n\x0fidempotency_key\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$B\x0f\n\x06target\x12\x05\xbaH\x02\x08\x01\"h\n\x14\x43orrectUsageResponse\x12%\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Entry\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance*\xa1\x02\n\x0bLedgerCheck\x12\x1c\n\x18LEDGER_CHECK_UNSPECIFIED\x10\x00\x12\x16\n\x12LEDGER_CHECK_CHAIN\x10\x01\x12\x18\n\x14LEDGER_CHECK_VERSION\x10\x02\x12\x18\n\x14LEDGER_CHECK_BALANCE\x10\x03\x12\x18\n\x14LEDGER_CHECK_GRANTED\x10\x04\x12\x17\n\x13LEDGER_CHECK_GRANTS\x10\x05\x12\x16\n\x12LEDGER_CHECK_DRAWS\x10\x06\x12\x15\n\x11LEDGER_CHECK_USED\x10\x07\x12\x16\n\x12LEDGER_CHECK_USAGE\x10\x08\x12\x16\n\x12LEDGER_CHECK_CALLS\x10\t\x12\x16\n\x12LEDGER_CHECK_HOLDS\x10\n*\x89\x02\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NTRY_KIND_GRANT\x10\x01\x12\x12\n\x0e\x45NTRY_KIND_USE\x10\x02\x12\x16\n\x12\x45NTRY_KIND_RESERVE\x10\x03\x12\x15\n\x11\x45NTRY_KIND_COMMIT\x10\x04\x12\x16\n\x12\x45NTRY_KIND_RELEASE\x10\x05\x12\x15\n\x11\x45NTRY_KIND_EXPIRE\x10\x06\x12\x13\n\x0f\x45NTRY_KIND_VOID\x10\x07\x12\x15\n\x11\x45NTRY_KIND_ADJUST\x10\x08\x12\x16\n\x12\x45NTRY_KIND_REVERSE\x10\t\x12\x14\n\x10\x45NTRY_KIND_LIMIT\x10\n2\x90\x08\n\rLedgerService\x12\x82\x01\n\nListGrants\x12\".finity.usage.v1.ListGrantsRequest\x1a#.finity.usage.v1.ListGrantsResponse\"+\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/users/{user_id}/grants\x12\x86\x01\n\x0bListEntries\x12#.finity.usage.v1.ListEntriesRequest\x1a$.finity.usage.v1.ListEntriesResponse\",\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/users/{user_id}/entries\x12\x91\x01\n\tVoidGrant\x12!.finity.usage.v1.VoidGrantRequest\x1a\".finity.usage.v1.VoidGrantResponse\"=\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02/\"*/v1/users/{user_id}/grants/{grant_id}:void:\x01*\x12\x95\x01\n\rAdjustCredits\x12%.finity.usage.v1.AdjustCreditsRequest\x1a&.finity.usage.v1.AdjustCreditsResponse\"5\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\'\"\"/v1/users/{user_id}/credits:adjust:\x01*\x12\xac\x01\n\x11SetOverdraftLimit\x12).finity.usage.v1.SetOverdraftLimitRequest\x1a*.finity.usage.v1.SetOverdraftLimitResponse\"@\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\x32\"-/v1/users/{user_id}/credits:setOverdraftLimit:\x01*\x12\x91\x01\n\x0c\x43orrectUsage\x12$.finity.usage.v1.CorrectUsageRequest\x1a%.finity.usage.v1.CorrectUsageResponse\"4\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02&\"!/v1/users/{user_id}/usage:correct:\x01*\x12\x81\x01\n\x0cVerifyLedger\x12$.finity.usage.v1.VerifyLedgerRequest\x1a%.finity.usage.v1.VerifyLedgerResponse\"$\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\x16\"\x11/v1/ledger:verify:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'finity.usage.v1.ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H2r02.^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$'
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_LISTGRANTSREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_LISTGRANTSREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\260\273\030\001'
   _globals['_LISTGRANTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -94,38 +100,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERSERVICE'].methods_by_name['SetOverdraftLimit']._serialized_options = b'\252\273\030\004\n\002\003\004\202\323\344\223\0022\"-/v1/users/{user_id}/credits:setOverdraftLimit:\001*'
   _globals['_LEDGERSERVICE'].methods_by_name['CorrectUsage']._loaded_options = None
   _globals['_LEDGERSERVICE'].methods_by_name['CorrectUsage']._serialized_options = b'\252\273\030\004\n\002\003\004\202\323\344\223\002&\"!/v1/users/{user_id}/usage:correct:\001*'
-  _globals['_ENTRYKIND']._serialized_start=2557
-  _globals['_ENTRYKIND']._serialized_end=2822
-  _globals['_DRAW']._serialized_start=203
-  _globals['_DRAW']._serialized_end=243
-  _globals['_ENTRY']._serialized_start=246
-  _globals['_ENTRY']._serialized_end=554
-  _globals['_EXPIRY']._serialized_start=556
-  _globals['_EXPIRY']._serialized_end=630
-  _globals['_LISTGRANTSREQUEST']._serialized_start=633
-  _globals['_LISTGRANTSREQUEST']._serialized_end=792
-  _globals['_LISTGRANTSRESPONSE']._serialized_start=795
-  _globals['_LISTGRANTSRESPONSE']._serialized_end=923
-  _globals['_LISTENTRIESREQUEST']._serialized_start=926
-  _globals['_LISTENTRIESREQUEST']._serialized_end=1086
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=1088
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=1175
-  _globals['_VOIDGRANTREQUEST']._serialized_start=1178
-  _globals['_VOIDGRANTREQUEST']._serialized_end=1363
-  _globals['_VOIDGRANTRESPONSE']._serialized_start=1365
-  _globals['_VOIDGRANTRESPONSE']._serialized_end=1466
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=1469
-  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=1677
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=1680
-  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=1824
-  _globals['_SETOVERDRAFTLIMITREQUEST']._serialized_start=1827
-  _globals['_SETOVERDRAFTLIMITREQUEST']._serialized_end=1990
-  _globals['_SETOVERDRAFTLIMITRESPONSE']._serialized_start=1992
-  _globals['_SETOVERDRAFTLIMITRESPONSE']._serialized_end=2087
-  _globals['_CORRECTUSAGEREQUEST']._serialized_start=2090
-  _globals['_CORRECTUSAGEREQUEST']._serialized_end=2448
-  _globals['_CORRECTUSAGERESPONSE']._serialized_start=2450
-  _globals['_CORRECTUSAGERESPONSE']._serialized_end=2554
-  _globals['_LEDGERSERVICE']._serialized_start=2825
-  _globals['_LEDGERSERVICE']._serialized_end=3733
+  _globals['_LEDGERSERVICE'].methods_by_name['VerifyLedger']._loaded_options = None
+  _globals['_LEDGERSERVICE'].methods_by_name['VerifyLedger']._serialized_options = b'\252\273\030\004\n\002\003\004\202\323\344\223\002\026\"\021/v1/ledger:verify:\001*'
+  _globals['_LEDGERCHECK']._serialized_start=2966
+  _globals['_LEDGERCHECK']._serialized_end=3255
+  _globals['_ENTRYKIND']._serialized_start=3258
+  _globals['_ENTRYKIND']._serialized_end=3523
+  _globals['_LEDGERFAULT']._serialized_start=203
+  _globals['_LEDGERFAULT']._serialized_end=311
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=314
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=488
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=490
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=610
+  _globals['_DRAW']._serialized_start=612
+  _globals['_DRAW']._serialized_end=652
+  _globals['_ENTRY']._serialized_start=655
+  _globals['_ENTRY']._serialized_end=963
+  _globals['_EXPIRY']._serialized_start=965
+  _globals['_EXPIRY']._serialized_end=1039
+  _globals['_LISTGRANTSREQUEST']._serialized_start=1042
+  _globals['_LISTGRANTSREQUEST']._serialized_end=1201
+  _globals['_LISTGRANTSRESPONSE']._serialized_start=1204
+  _globals['_LISTGRANTSRESPONSE']._serialized_end=1332
+  _globals['_LISTENTRIESREQUEST']._serialized_start=1335
+  _globals['_LISTENTRIESREQUEST']._serialized_end=1495
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=1497
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=1584
+  _globals['_VOIDGRANTREQUEST']._serialized_start=1587
+  _globals['_VOIDGRANTREQUEST']._serialized_end=1772
+  _globals['_VOIDGRANTRESPONSE']._serialized_start=1774
+  _globals['_VOIDGRANTRESPONSE']._serialized_end=1875
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_start=1878
+  _globals['_ADJUSTCREDITSREQUEST']._serialized_end=2086
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_start=2089
+  _globals['_ADJUSTCREDITSRESPONSE']._serialized_end=2233
+  _globals['_SETOVERDRAFTLIMITREQUEST']._serialized_start=2236
+  _globals['_SETOVERDRAFTLIMITREQUEST']._serialized_end=2399
+  _globals['_SETOVERDRAFTLIMITRESPONSE']._serialized_start=2401
+  _globals['_SETOVERDRAFTLIMITRESPONSE']._serialized_end=2496
+  _globals['_CORRECTUSAGEREQUEST']._serialized_start=2499
+  _globals['_CORRECTUSAGEREQUEST']._serialized_end=2857
+  _globals['_CORRECTUSAGERESPONSE']._serialized_start=2859
+  _globals['_CORRECTUSAGERESPONSE']._serialized_end=2963
+  _globals['_LEDGERSERVICE']._serialized_start=3526
+  _globals['_LEDGERSERVICE']._serialized_end=4566
 # @@protoc_insertion_point(module_scope)

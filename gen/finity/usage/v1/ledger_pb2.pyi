@@ -21,6 +21,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _LedgerCheck:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LedgerCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LedgerCheck.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEDGER_CHECK_UNSPECIFIED: _LedgerCheck.ValueType  # 0
+    """Never sent."""
+    LEDGER_CHECK_CHAIN: _LedgerCheck.ValueType  # 1
+    """Entries that do not follow from the one before; there must be none."""
+    LEDGER_CHECK_VERSION: _LedgerCheck.ValueType  # 2
+    """The version of the last entry and that of the account."""
+    LEDGER_CHECK_BALANCE: _LedgerCheck.ValueType  # 3
+    """The sum of the entries and the balance."""
+    LEDGER_CHECK_GRANTED: _LedgerCheck.ValueType  # 4
+    """The sum of grants, expiries, voids and adjustments and what was granted."""
+    LEDGER_CHECK_GRANTS: _LedgerCheck.ValueType  # 5
+    """Balance and debt together and what is left in the grants that count."""
+    LEDGER_CHECK_DRAWS: _LedgerCheck.ValueType  # 6
+    """A grant's amount less its draws and what it has left."""
+    LEDGER_CHECK_USED: _LedgerCheck.ValueType  # 7
+    """The sums by hour and what was used."""
+    LEDGER_CHECK_USAGE: _LedgerCheck.ValueType  # 8
+    """The sums by hour and the recorded calls less their corrections."""
+    LEDGER_CHECK_CALLS: _LedgerCheck.ValueType  # 9
+    """The counts by hour and the number of recorded calls."""
+    LEDGER_CHECK_HOLDS: _LedgerCheck.ValueType  # 10
+    """The open reservations and what is reserved."""
+
+class LedgerCheck(_LedgerCheck, metaclass=_LedgerCheckEnumTypeWrapper):
+    """LedgerCheck is two numbers of an account that must be the same."""
+
+LEDGER_CHECK_UNSPECIFIED: LedgerCheck.ValueType  # 0
+"""Never sent."""
+LEDGER_CHECK_CHAIN: LedgerCheck.ValueType  # 1
+"""Entries that do not follow from the one before; there must be none."""
+LEDGER_CHECK_VERSION: LedgerCheck.ValueType  # 2
+"""The version of the last entry and that of the account."""
+LEDGER_CHECK_BALANCE: LedgerCheck.ValueType  # 3
+"""The sum of the entries and the balance."""
+LEDGER_CHECK_GRANTED: LedgerCheck.ValueType  # 4
+"""The sum of grants, expiries, voids and adjustments and what was granted."""
+LEDGER_CHECK_GRANTS: LedgerCheck.ValueType  # 5
+"""Balance and debt together and what is left in the grants that count."""
+LEDGER_CHECK_DRAWS: LedgerCheck.ValueType  # 6
+"""A grant's amount less its draws and what it has left."""
+LEDGER_CHECK_USED: LedgerCheck.ValueType  # 7
+"""The sums by hour and what was used."""
+LEDGER_CHECK_USAGE: LedgerCheck.ValueType  # 8
+"""The sums by hour and the recorded calls less their corrections."""
+LEDGER_CHECK_CALLS: LedgerCheck.ValueType  # 9
+"""The counts by hour and the number of recorded calls."""
+LEDGER_CHECK_HOLDS: LedgerCheck.ValueType  # 10
+"""The open reservations and what is reserved."""
+Global___LedgerCheck: _TypeAlias = LedgerCheck  # noqa: Y015
+
 class _EntryKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -76,6 +132,110 @@ ENTRY_KIND_REVERSE: EntryKind.ValueType  # 9
 ENTRY_KIND_LIMIT: EntryKind.ValueType  # 10
 """The overdraft limit was set; the amount is 0."""
 Global___EntryKind: _TypeAlias = EntryKind  # noqa: Y015
+
+@_typing.final
+class LedgerFault(_message.Message):
+    """LedgerFault is a check that an account fails."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The account."""
+    check: Global___LedgerCheck.ValueType
+    """What does not add up."""
+    expected: _builtins.int
+    """The first of its two numbers."""
+    found: _builtins.int
+    """The second."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        check: Global___LedgerCheck.ValueType = ...,
+        expected: _builtins.int = ...,
+        found: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "expected", b"expected", "found", b"found", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerFault: _TypeAlias = LedgerFault  # noqa: Y015
+
+@_typing.final
+class VerifyLedgerRequest(_message.Message):
+    """VerifyLedgerRequest says which accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    FROM_START_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Optional. One user, whose account is proven from its first entry on; absent means
+    all accounts, page by page.
+    """
+    from_start: _builtins.bool
+    """Optional. Every account from its first entry on, rather than those that changed
+    since they were last proven, from there on.
+    """
+    page_size: _builtins.int
+    """Optional. Accounts to pass in one call: 1 to 1,000; 0 means 50."""
+    page_token: _builtins.str
+    """Optional. next_page_token of the page before, with the same from_start."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        from_start: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_start", b"from_start", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLedgerRequest: _TypeAlias = VerifyLedgerRequest  # noqa: Y015
+
+@_typing.final
+class VerifyLedgerResponse(_message.Message):
+    """VerifyLedgerResponse says what does not add up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERIFIED_ACCOUNTS_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    verified_accounts: _builtins.int
+    """How many accounts of this page were looked at."""
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerFault]:
+        """What is wrong with them; empty if all add up."""
+
+    def __init__(
+        self,
+        *,
+        verified_accounts: _builtins.int = ...,
+        faults: _abc.Iterable[Global___LedgerFault] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "next_page_token", b"next_page_token", "verified_accounts", b"verified_accounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyLedgerResponse: _TypeAlias = VerifyLedgerResponse  # noqa: Y015
 
 @_typing.final
 class Draw(_message.Message):

@@ -67,6 +67,11 @@ class LedgerServiceStub:
                 request_serializer=finity_dot_usage_dot_v1_dot_ledger__pb2.CorrectUsageRequest.SerializeToString,
                 response_deserializer=finity_dot_usage_dot_v1_dot_ledger__pb2.CorrectUsageResponse.FromString,
                 _registered_method=True)
+        self.VerifyLedger = channel.unary_unary(
+                '/finity.usage.v1.LedgerService/VerifyLedger',
+                request_serializer=finity_dot_usage_dot_v1_dot_ledger__pb2.VerifyLedgerRequest.SerializeToString,
+                response_deserializer=finity_dot_usage_dot_v1_dot_ledger__pb2.VerifyLedgerResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
@@ -127,6 +132,17 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyLedger(self, request, context):
+        """Proves that accounts add up: the account is the sum of its entries, which follow
+        from each other; what its grants have left less its debt; each grant its amount
+        less its draws; what was used the recorded calls and the sums by hour; what is
+        reserved the open reservations. A worker does the same for what changed; the
+        metric finity_usage_ledger_drift counts the accounts that do not add up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +175,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.CorrectUsage,
                     request_deserializer=finity_dot_usage_dot_v1_dot_ledger__pb2.CorrectUsageRequest.FromString,
                     response_serializer=finity_dot_usage_dot_v1_dot_ledger__pb2.CorrectUsageResponse.SerializeToString,
+            ),
+            'VerifyLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyLedger,
+                    request_deserializer=finity_dot_usage_dot_v1_dot_ledger__pb2.VerifyLedgerRequest.FromString,
+                    response_serializer=finity_dot_usage_dot_v1_dot_ledger__pb2.VerifyLedgerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -326,6 +347,33 @@ class LedgerService:
             '/finity.usage.v1.LedgerService/CorrectUsage',
             finity_dot_usage_dot_v1_dot_ledger__pb2.CorrectUsageRequest.SerializeToString,
             finity_dot_usage_dot_v1_dot_ledger__pb2.CorrectUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finity.usage.v1.LedgerService/VerifyLedger',
+            finity_dot_usage_dot_v1_dot_ledger__pb2.VerifyLedgerRequest.SerializeToString,
+            finity_dot_usage_dot_v1_dot_ledger__pb2.VerifyLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

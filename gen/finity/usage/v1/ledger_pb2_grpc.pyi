@@ -46,6 +46,13 @@ class LedgerServiceStub:
     that, is a grant of the source "finity:correction", which does not expire. The
     call stays recorded as it was; used and the sums by hour go down.
     """
+    VerifyLedger: _aio.UnaryUnaryMultiCallable[_ledger_pb2.VerifyLedgerRequest, _ledger_pb2.VerifyLedgerResponse]
+    """Proves that accounts add up: the account is the sum of its entries, which follow
+    from each other; what its grants have left less its debt; each grant its amount
+    less its draws; what was used the recorded calls and the sums by hour; what is
+    reserved the open reservations. A worker does the same for what changed; the
+    metric finity_usage_ledger_drift counts the accounts that do not add up.
+    """
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """LedgerService shows why a balance is what it is, changes it by hand and proves
@@ -114,6 +121,19 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         overdraft comes back first: it lowers the debt and, where a later grant has paid
         that, is a grant of the source "finity:correction", which does not expire. The
         call stays recorded as it was; used and the sums by hour go down.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyLedger(
+        self,
+        request: _ledger_pb2.VerifyLedgerRequest,
+        context: _aio.ServicerContext[_ledger_pb2.VerifyLedgerRequest, _abc.Awaitable[_ledger_pb2.VerifyLedgerResponse]],
+    ) -> _abc.Awaitable[_ledger_pb2.VerifyLedgerResponse]:
+        """Proves that accounts add up: the account is the sum of its entries, which follow
+        from each other; what its grants have left less its debt; each grant its amount
+        less its draws; what was used the recorded calls and the sums by hour; what is
+        reserved the open reservations. A worker does the same for what changed; the
+        metric finity_usage_ledger_drift counts the accounts that do not add up.
         """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _aio.Server) -> None: ...
