@@ -1,5 +1,6 @@
 """The ledger by hand as use cases: terms of grants, voids, adjustments, corrections, races."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -63,6 +64,7 @@ async def test_a_grant_has_a_begin_and_an_end(
     terms = make_terms(effective_at=begin, expires_at=end)
     first, balance = await usage.accounts.grant(user_id, terms, actor="user:ada")
     assert balance.available == 0
+    # Whoever looks when it begins, it was given by ada.
     clock.advance(days=1)
     assert await available(usage, user_id) == 100
     clock.advance(days=1)
@@ -70,6 +72,8 @@ async def test_a_grant_has_a_begin_and_an_end(
     clock.advance(days=1)
     again, _ = await usage.accounts.grant(user_id, terms)
     assert again.id == first.id
+    actors = await owner.fetch("SELECT kind, actor FROM credit_entries ORDER BY version")
+    assert [tuple(row) for row in actors] == [("grant", "user:ada"), ("expire", None)]
     assert await ledger_faults(owner) == []
 
 
@@ -172,9 +176,41 @@ async def test_a_grant_is_voided_once(
     assert await available(usage, user_id) == 0
     voids = await owner.fetch("SELECT amount, actor, note FROM credit_entries WHERE kind = 'void'")
     assert [tuple(row) for row in voids] == [(-70, "service:test", "because")]
+    assert await owner.fetchval("SELECT count(*) FROM credit_grants WHERE voided_by <> ''") == 2
     other = await make_account(owner, clock, credits=1)
     for user, grant in ((user_id, uuid4()), (other, grant_id)):
         assert await reason_of(usage.ledger.void_grant(user, grant, ACT)) == "GRANT_NOT_FOUND"
+    assert await ledger_faults(owner) == []
+
+
+async def test_without_the_lock_it_is_voided_twice(
+    usage: UsageRoom, owner: Connection, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: looking first and then voiding leaves two entries, and no sound ledger."""
+    user_id = await make_account(owner, clock, credits=100)
+    grant_id = await owner.fetchval("SELECT id FROM credit_grants")
+    await owner.execute("ALTER TABLE credit_entries DROP CONSTRAINT credit_entries_version_key")
+    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    monkeypatch.setattr(accounts, "LOCK", "")
+    write, looked = accounts.write_books, asyncio.Barrier(2)
+
+    async def write_later(*args: Any) -> None:
+        await looked.wait()
+        await write(*args)
+
+    monkeypatch.setattr(accounts, "write_books", write_later)
+    await at_once(2, lambda _: usage.ledger.void_grant(user_id, grant_id, ACT))
+    voids = "SELECT count(*) FROM credit_entries WHERE kind = 'void'"
+    assert await owner.fetchval(voids) == 2
+    assert await ledger_faults(owner) != []
+
+
+async def test_a_limit_is_set_once(usage: UsageRoom, owner: Connection, clock: FakeClock) -> None:
+    """50 callers who set the same limit leave one entry."""
+    user_id = await make_account(owner, clock, credits=1)
+    await at_once(50, lambda _: usage.ledger.set_overdraft_limit(user_id, 5, ACT))
+    limits = "SELECT count(*) FROM credit_entries WHERE kind = 'limit'"
+    assert await owner.fetchval(limits) == 1
     assert await ledger_faults(owner) == []
 
 

@@ -1,15 +1,19 @@
 """VerifyLedger: what adds up is found to, whatever is tampered with is found not to."""
 
 import asyncio
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from prometheus_client import REGISTRY
 
 from chassis.postgres import Connection, Database
+from chassis.refusals import Conflict
 from services.usage import worker
+from services.usage.errors import UsageNotFound
 from services.usage.service import proofs as service
 from services.usage.service.ledger import Act
 from services.usage.service.proofs import Proof, months_back
@@ -190,6 +194,45 @@ async def test_the_worker_counts_what_drifts(
         await eventually(lambda: drift(0))
     finally:
         task.cancel()
+
+
+async def test_a_proof_sees_one_moment(
+    usage_database: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """While two processes record and correct, no proof finds what is only half written."""
+    async with open_usage(usage_database, clock) as one, open_usage(usage_database, clock) as two:
+        users = [await make_account(owner, clock, credits=1000) for _ in range(3)]
+        done = asyncio.Event()
+
+        async def call(room: UsageRoom) -> None:
+            for number in range(40):
+                user_id = users[number % len(users)]
+                event = make_event(user_id, clock.now(), credits=3)
+                await settled(room.metering.record([event]))
+                await settled(room.ledger.correct_usage(user_id, 1, ACT, event_id=event.id))
+
+        async def prove() -> int:
+            proven = 0
+            while not done.is_set():
+                proof = await settled(one.proofs.verify_page(None, 10, whole=proven % 2 == 0))
+                if proof:
+                    assert list(proof.faults) == []
+                    proven += 1
+            return proven
+
+        proving = asyncio.create_task(prove())
+        await asyncio.gather(call(one), call(two))
+        done.set()
+        assert await proving > 10
+    assert await ledger_faults(owner) == []
+
+
+async def settled(call: Awaitable[Any]) -> Any:
+    """Awaits a call that may meet another; None if it did."""
+    try:
+        return await call
+    except (Conflict, UsageNotFound):
+        return None
 
 
 async def test_one_process_proves_at_a_time(

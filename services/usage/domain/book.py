@@ -101,7 +101,8 @@ class Book:
         self.debt -= paid
         self.draw(grant, paid)
         draws = (Draw(grant.id, paid),) if paid else ()
-        self.post(Kind.GRANT, grant.terms.amount, at, draws, grant_id=grant.id)
+        giver = grant.granted_by
+        self.post(Kind.GRANT, grant.terms.amount, at, draws, grant_id=grant.id, actor=giver)
 
     def retire(self, grant: Grant, kind: Kind, at: datetime) -> None:
         """Takes away what is left of a grant, for it expires or is voided."""
@@ -140,6 +141,7 @@ class Book:
         grant_id: UUID | None = None,
         reservation_id: UUID | None = None,
         reverses_id: UUID | None = None,
+        actor: str | None = None,
     ) -> Posting:
         """Writes down a change that was just made."""
         self.version += 1
@@ -154,7 +156,7 @@ class Book:
             grant_id,
             reservation_id,
             reverses_id,
-            self.actor,
+            actor or self.actor,
             self.note,
         )
         self.postings.append(posting)

@@ -45,6 +45,8 @@ class Grant:
     activated_at: datetime | None = None
     """When it began to count; None while it is a promise."""
     voided_at: datetime | None = None
+    granted_by: str | None = None
+    """Who gave it, e.g. "service:billing"."""
 
     @property
     def burn_order(self) -> BurnOrder:

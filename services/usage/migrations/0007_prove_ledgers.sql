@@ -19,6 +19,12 @@ ALTER TABLE credit_entries
         END
     );
 
+-- A grant may be given long before its entry is written, and voided before there is any.
+ALTER TABLE credit_grants
+    ADD COLUMN granted_by text,
+    ADD COLUMN voided_by text,
+    ADD COLUMN void_note text;
+
 -- An adjustment may take more than was ever granted, down to the overdraft limit.
 ALTER TABLE credit_accounts
     DROP CONSTRAINT credit_accounts_parts_are_not_negative,

@@ -55,7 +55,7 @@ class AccountService:
         """
         now = self._room.clock.now()
         effective = terms.effective_at or now
-        grant = Grant(uuid7(now), user_id, terms, terms.amount, now, effective)
+        grant = Grant(uuid7(now), user_id, terms, terms.amount, now, effective, granted_by=actor)
         async with self._room.database.transaction() as conn:
             await accounts.open_account(conn, user_id, now)
             book = await lock_book(conn, user_id, now)
@@ -63,7 +63,6 @@ class AccountService:
             if not lapsed(grant, now) and await grants.insert_grant(conn, grant):
                 if book.closed_at is not None:
                     raise AccountClosed
-                book.actor = actor
                 book.add(grant, now)
                 await accounts.write_books(conn, [book], now)
                 return grant, book.balance()

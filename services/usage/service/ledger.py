@@ -116,6 +116,7 @@ class LedgerService:
                 book.actor, book.note = act.actor, act.note
                 book.retire(grant, Kind.VOID, now)
                 await accounts.write_books(conn, [book], now)
+                await grants.sign_void(conn, grant.id, act.actor, act.note)
             return grant, book.balance()
 
     async def adjust_credits(self, user_id: UUID, amount: int, act: Act) -> Done:

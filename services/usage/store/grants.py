@@ -10,7 +10,8 @@ from services.usage.domain.grants import Category, Grant, Terms
 
 _GRANT = (
     "g.id, g.user_id, g.source, g.source_ref, g.amount, g.priority, g.category, g.remaining,"
-    " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at"
+    " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at,"
+    " g.granted_by"
 )
 
 
@@ -24,8 +25,8 @@ async def insert_grant(conn: Connection, grant: Grant) -> bool:
     return bool(
         await conn.fetchval(
             "INSERT INTO credit_grants (id, user_id, source, source_ref, amount, remaining,"
-            " priority, category, effective_at, expires_at, created_at)"
-            " VALUES ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10)"
+            " priority, category, effective_at, expires_at, created_at, granted_by)"
+            " VALUES ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10, $11)"
             " ON CONFLICT (user_id, source, source_ref) DO NOTHING RETURNING true",
             grant.id,
             grant.user_id,
@@ -37,6 +38,7 @@ async def insert_grant(conn: Connection, grant: Grant) -> bool:
             grant.effective_at,
             terms.expires_at,
             grant.created_at,
+            grant.granted_by,
         )
     )
 
@@ -60,6 +62,16 @@ async def list_grants(conn: Connection, user_id: UUID, ids: Sequence[UUID]) -> l
         ids,
     )
     return [_grant(row) for row in rows]
+
+
+async def sign_void(conn: Connection, grant_id: UUID, actor: str, note: str) -> None:
+    """Writes who voided a grant, and why: one that never began has no entry to say so."""
+    await conn.execute(
+        "UPDATE credit_grants SET voided_by = $2, void_note = $3 WHERE id = $1",
+        grant_id,
+        actor,
+        note,
+    )
 
 
 async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
@@ -91,4 +103,5 @@ def _grant(row: Record) -> Grant:
         row["effective_at"],
         row["activated_at"],
         row["voided_at"],
+        row["granted_by"],
     )
