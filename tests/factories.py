@@ -38,9 +38,7 @@ from services.auth.store import users
 from services.usage.domain.grants import Category, Grant, Terms
 from services.usage.domain.metering import Event
 from services.usage.service import room as usage_room
-from services.usage.service.accounts import AccountService as CreditAccountService
-from services.usage.service.metering import MeteringService
-from services.usage.service.reservations import ReservationService
+from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts as credit_accounts
 from services.usage.store import grants as credit_grants
 from tests.owner import connect_owner as connect_owner  # noqa: PLC0414 - found here by most tests
@@ -140,16 +138,6 @@ async def open_auth(
         passwords.close()
 
 
-@dataclass(slots=True)
-class UsageRoom:
-    """The usage room's parts without a server in front."""
-
-    room: usage_room.Room
-    accounts: CreditAccountService
-    metering: MeteringService
-    reservations: ReservationService
-
-
 @contextlib.asynccontextmanager
 async def open_usage(
     database: Database,
@@ -158,7 +146,7 @@ async def open_usage(
     signup_credits: int = 0,
     flush_events: int = 4000,
     queue_events: int = 50_000,
-) -> AsyncIterator[UsageRoom]:
+) -> AsyncIterator[UseCases]:
     """The usage room with its flusher running; any number of them may share a database."""
     room = usage_room.Room(
         database=database,
@@ -167,10 +155,10 @@ async def open_usage(
         flush_events=flush_events,
         queue_events=queue_events,
     )
-    metering, reservations = MeteringService(room), ReservationService(room)
-    await metering.make_partitions()
-    async with server.background(metering.meter.run, reservations.desk.run):
-        yield UsageRoom(room, CreditAccountService(room), metering, reservations)
+    usage = UseCases(room)
+    await usage.metering.make_partitions()
+    async with server.background(usage.metering.meter.run, usage.reservations.desk.run):
+        yield usage
 
 
 async def log_in(auth: AuthRoom, email: str, *, key: Key | None = None) -> tuple[Tokens, User]:
@@ -305,7 +293,7 @@ _INVARIANTS = {
     "used + reserved = sum of what was used, held and given back": """
         SELECT true FROM credit_accounts a WHERE used + reserved <> (
         SELECT coalesce(-sum(amount), 0) FROM credit_entries e WHERE e.user_id = a.user_id
-        AND kind IN ('use', 'reserve', 'commit', 'release')) LIMIT 1""",
+        AND kind IN ('use', 'reserve', 'commit', 'release', 'reverse')) LIMIT 1""",
     "reserved = sum of open holds": """
         SELECT true FROM credit_accounts a WHERE reserved <> (SELECT coalesce(sum(amount), 0)
         FROM credit_reservations r WHERE r.user_id = a.user_id AND state = 'open') LIMIT 1""",
@@ -331,9 +319,20 @@ _INVARIANTS = {
         WHERE state = 'committed' AND committed IS DISTINCT FROM (
         SELECT coalesce(sum(credits_used), 0) FROM tool_usage u WHERE u.entry_id = e.id
         AND u.user_id = r.user_id) LIMIT 1""",
+    # Months that were detached are in the rollups alone.
     "used = sum of events": """
         SELECT true FROM credit_accounts a WHERE used <> (SELECT coalesce(sum(credits_used), 0)
-        FROM tool_usage u WHERE u.user_id = a.user_id) LIMIT 1""",
+        FROM tool_usage u WHERE u.user_id = a.user_id) - (SELECT coalesce(sum(credits), 0)
+        FROM usage_corrections c WHERE c.user_id = a.user_id AND hour >= usage_kept_from())
+        + (SELECT coalesce(sum(credits), 0) FROM usage_rollups r
+        WHERE r.user_id = a.user_id AND hour < usage_kept_from()) LIMIT 1""",
+    "a reversal = its corrections": """
+        SELECT true FROM credit_entries e WHERE kind = 'reverse' AND amount <> (
+        SELECT coalesce(sum(credits), 0) FROM usage_corrections c WHERE c.reversal_id = e.id
+        AND c.entry_id = e.reverses_id AND c.user_id = e.user_id) LIMIT 1""",
+    "nothing gets back more than it cost": """
+        SELECT true FROM usage_corrections c JOIN tool_usage u ON u.id = c.event_id
+        GROUP BY c.event_id, u.credits_used HAVING sum(c.credits) > u.credits_used LIMIT 1""",
     "available = what is left of active grants - debt": """
         SELECT true FROM credit_accounts a WHERE granted - used - reserved + debt <> (
         SELECT coalesce(sum(remaining), 0) FROM credit_grants g
@@ -344,8 +343,8 @@ _INVARIANTS = {
     "events = calls of rollups": """
         SELECT true FROM credit_accounts a WHERE
         (SELECT count(*) FROM tool_usage u WHERE u.user_id = a.user_id) <>
-        (SELECT coalesce(sum(calls), 0) FROM usage_rollups r WHERE r.user_id = a.user_id)
-        LIMIT 1""",
+        (SELECT coalesce(sum(calls), 0) FROM usage_rollups r
+        WHERE r.user_id = a.user_id AND hour >= usage_kept_from()) LIMIT 1""",
     "granted = sum of what was granted, voided and expired": """
         SELECT true FROM credit_accounts a WHERE granted <> (SELECT coalesce(sum(amount), 0)
         FROM credit_entries e WHERE e.user_id = a.user_id
@@ -360,10 +359,13 @@ _INVARIANTS = {
         WHERE e.user_id = g.user_id AND d.grant_id = g.id) LIMIT 1""",
     "an entry = its draws": """
         SELECT true FROM credit_entries e JOIN credit_accounts USING (user_id)
-        WHERE kind = 'use' AND overdraft_limit = 0 AND -e.amount <> (
+        WHERE kind IN ('use', 'adjust', 'expire', 'void') AND overdraft_limit = 0
+        AND NOT EXISTS (SELECT FROM credit_entries l WHERE l.user_id = e.user_id
+        AND l.kind = 'limit') AND -e.amount <> (
         SELECT coalesce(sum(d), 0) FROM unnest(e.drawn) AS d) LIMIT 1""",
     "an entry = its events": """
-        SELECT true FROM credit_entries e WHERE kind = 'use' AND -amount <> (
+        SELECT true FROM credit_entries e WHERE kind = 'use'
+        AND created_at >= usage_kept_from() + interval '35 days' AND -amount <> (
         SELECT coalesce(sum(credits_used), 0) FROM tool_usage u WHERE u.entry_id = e.id
         AND u.user_id = e.user_id) LIMIT 1""",
     "an event that costs has an entry": """

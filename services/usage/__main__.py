@@ -19,10 +19,15 @@ from chassis.tokens import TokenVerifier
 from services.usage.config import Settings
 from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
-from services.usage.service.metering import MeteringService
-from services.usage.service.reservations import ReservationService
 from services.usage.service.room import ROOM, Room
-from services.usage.worker import look_ahead_forever, sweep_forever
+from services.usage.service.use_cases import UseCases
+from services.usage.worker import (
+    detach_forever,
+    forget_forever,
+    look_ahead_forever,
+    sweep_forever,
+    verify_forever,
+)
 
 # Statements of this room find every row by an index, and are planned once: at the sizes of a test
 # or a young house the planner would rather read the table, and go on doing so when it has grown.
@@ -68,18 +73,21 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
         )
-        metering, reservations = MeteringService(room), ReservationService(room)
+        cases = UseCases(room)
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
-        pages = PageTokens(settings.derive("pages"))
-        add_servicers(grpc.grpc, room, metering, reservations, pages)
+        pages, secret = PageTokens(settings.derive("pages")), settings.derive("idempotency")
+        add_servicers(grpc.grpc, cases, pages, secret)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis),
-                metering.meter.run,
-                reservations.desk.run,
-                partial(look_ahead_forever, metering),
-                partial(sweep_forever, reservations, settings.sweep_seconds),
+                cases.metering.meter.run,
+                cases.reservations.desk.run,
+                partial(look_ahead_forever, cases.metering),
+                partial(sweep_forever, cases.reservations, settings.sweep_seconds),
+                partial(verify_forever, cases.proofs),
+                partial(detach_forever, cases.proofs, settings.retention_months),
+                partial(forget_forever, cases.ledger),
             )
         )
         yield grpc

@@ -1,6 +1,6 @@
 """What the usage room is told by its environment; read only by __main__."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from chassis.settings import ROOM_PORTS, ServiceSettings
 
@@ -25,3 +25,13 @@ class Settings(ServiceSettings):
     sweep_seconds: float = Field(5, gt=0, le=3600)
     """Seconds between two looks for holds that are over and grants that begin or expire, in
     accounts nobody asks about."""
+    retention_months: int = Field(0, ge=0, validation_alias="FINITY_USAGE_RETENTION_MONTHS")
+    """Whole months of tool_usage that stay before the current one; older ones are detached. 0
+    keeps all; at least 2, because events may come 35 days late."""
+
+    @field_validator("retention_months")
+    @classmethod
+    def _longer_than_the_window(cls, months: int) -> int:
+        if months == 1:
+            raise ValueError("must be 0 or at least 2, because events may come 35 days late")
+        return months

@@ -1,6 +1,12 @@
 """The usage room's refusals; finity/usage/v1/usage.proto describes them to callers."""
 
-from chassis.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange
+from chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+)
 
 
 class NoCredits(FailedPrecondition):
@@ -85,3 +91,39 @@ class ReservationExceeded(FailedPrecondition):
     """The commit is for more credits than are held, and its overage policy refuses that."""
 
     reason = "RESERVATION_EXCEEDED"
+
+
+class GrantExpiryPassed(InvalidArgument):
+    """A grant must expire in the future, and after it begins."""
+
+    reason = "GRANT_EXPIRY_PASSED"
+
+
+class GrantNotFound(NotFound):
+    """The user has no grant with this id."""
+
+    reason = "GRANT_NOT_FOUND"
+
+
+class UsageNotFound(NotFound):
+    """The user has no such tool call or entry of tool calls, or it is archived."""
+
+    reason = "USAGE_NOT_FOUND"
+
+
+class CorrectionLimit(OutOfRange):
+    """More would come back than was spent and has not come back yet."""
+
+    reason = "CORRECTION_LIMIT"
+
+
+class OverdraftInUse(FailedPrecondition):
+    """The account is further below zero than the limit would let it."""
+
+    reason = "OVERDRAFT_IN_USE"
+
+
+class AsOfTimeAhead(OutOfRange):
+    """A balance is told of the past, not of the future."""
+
+    reason = "AS_OF_TIME_AHEAD"

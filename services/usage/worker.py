@@ -1,15 +1,24 @@
-"""What usage does without being asked: partitions of months to come, holds that are over."""
+"""What usage does without being asked: partitions, holds that are over, proofs, tidying."""
 
 import asyncio
 
 import structlog
+from prometheus_client import Counter, Gauge
 
 from chassis.errors import Refusal
+from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
+from services.usage.service.proofs import ProofService
 from services.usage.service.reservations import ReservationService
 
 LOOK_AHEAD_SECONDS = 6 * 3600.0
 RETRY_SECONDS = 60.0
+# Between two batches, so that a large backlog does not crowd out calls; and between two rounds.
+BREATH_SECONDS = 0.1
+ROUND_SECONDS = 60.0
+SWEEP_SECONDS = 600.0
+DRIFT = Gauge("finity_usage_ledger_drift", "Accounts that do not add up.")
+VERIFIED = Counter("finity_usage_ledger_verified_total", "Accounts looked at, each change anew.")
 _log = structlog.get_logger()
 
 
@@ -37,3 +46,53 @@ async def sweep_forever(reservations: ReservationService, seconds: float) -> Non
                 _log.info("accounts swept", count=swept)
         except Refusal as refusal:
             _log.warning("accounts not swept", reason=refusal.reason)
+
+
+async def verify_forever(proofs: ProofService) -> None:
+    """Proves the accounts that changed, in small batches, until cancelled."""
+    after = None
+    while True:
+        try:
+            proof = await proofs.verify_changed(after)
+            after = proof.last
+            VERIFIED.inc(proof.accounts)
+            for fault in proof.faults:
+                _log.error(
+                    "ledger does not add up",
+                    user_id=str(fault.user_id),
+                    check=fault.check,
+                    expected=fault.expected,
+                    found=fault.found,
+                )
+            if after is None:
+                DRIFT.set(await proofs.count_unsound())
+        except Refusal as refusal:
+            _log.warning("ledgers not verified", reason=refusal.reason)
+            after = None
+        await asyncio.sleep(ROUND_SECONDS if after is None else BREATH_SECONDS)
+
+
+async def detach_forever(proofs: ProofService, kept_months: int) -> None:
+    """Detaches months older than those that are kept until cancelled; 0 keeps all."""
+    while kept_months:
+        pause = LOOK_AHEAD_SECONDS
+        try:
+            names = await proofs.detach_months(kept_months)
+            if names:
+                _log.info("months detached", tables=list(names))
+                pause = BREATH_SECONDS
+        except Refusal as refusal:
+            _log.warning("months not detached", reason=refusal.reason)
+            pause = RETRY_SECONDS
+        await asyncio.sleep(pause)
+
+
+async def forget_forever(ledger: LedgerService) -> None:
+    """Deletes idempotency keys older than 72 hours until cancelled."""
+    while True:
+        swept = 0
+        try:
+            swept = await ledger.forget_keys()
+        except Refusal as refusal:
+            _log.warning("sweep postponed", reason=refusal.reason)
+        await asyncio.sleep(BREATH_SECONDS if swept else SWEEP_SECONDS)

@@ -1,5 +1,6 @@
 """`finity usage`: metered usage."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -8,12 +9,17 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import click
+from rich.table import Table
 
-from suite import state
+from suite import database, ledger, state
+from suite.console import console
+from suite.errors import SuiteError
 
 SOME_REJECTED = 3
+FIRST_FAULTS = 10
 
 
 @click.group()
@@ -99,6 +105,36 @@ def import_(
         )
         tally = screen.run(planned, file, service)
     sys.exit(SOME_REJECTED if tally.rejected else 0)
+
+
+@usage.command()
+@click.option("--user", "user_id", type=click.UUID, metavar="ID", help="One account, whole.")
+@click.option("--all", "whole", is_flag=True, help="Every account, from its first entry on.")
+def verify(user_id: UUID | None, whole: bool) -> None:
+    """Prove that credit accounts add up; exit code 1 names the first faults.
+
+    Without options only what changed since the service proved it is looked at.
+    """
+    if user_id and whole:
+        raise click.UsageError("Take one of --user and --all.")
+    url = database.url_in_use(state.default_directory(), os.environ)
+    if not url:
+        raise SuiteError("No suite runs here and DATABASE_URL is not set.")
+    looked = asyncio.run(ledger.verify(url, user_id, whole=whole))
+    table = Table("check", "accounts that fail", box=None)
+    for check, failing in looked.failing.items():
+        table.add_row(check, f"[red]{failing}[/]" if failing else "0")
+    console.print(table)
+    for fault in looked.faults[:FIRST_FAULTS]:
+        console.print(
+            f"[red]broken[/] {fault.user_id}: {fault.check} should be {fault.expected:,}"
+            f" and is {fault.found:,}"
+        )
+    accounts = "1 account" if looked.accounts == 1 else f"{looked.accounts:,} accounts"
+    if looked.faults:
+        console.print(f"{len(looked.faults):,} faults in {accounts}")
+        sys.exit(1)
+    console.print(f"{accounts}, all add up")
 
 
 @contextlib.contextmanager

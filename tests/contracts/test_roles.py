@@ -45,9 +45,12 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "credit_lease_holders": WRITE,
         "tool_usage": APPEND,
         "usage_rollups": WRITE,
+        "usage_corrections": APPEND,
+        "usage_idempotency_keys": ALL,
+        "usage_verifications": WRITE,
     },
 }
-INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "auth_outbox")
+INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "usage_corrections", "auth_outbox")
 # Everybody may read how far the database is migrated: services ask at their start.
 SHARED = {"finity_migrations": READ}
 
@@ -173,6 +176,7 @@ async def test_only_usage_makes_partitions(partitioned: Database, database_url: 
     assert [row["proname"] for row in owned if row["everybody"]] == []
     grantees = {row["grantee"] for row in owned if row["proname"] == "usage_make_partitions"}
     assert grantees == {role_of("usage"), owner_of("usage")}
+    assert {row["proname"] for row in owned} >= {"usage_detach_partitions"}
     async with open_database(database_url, role=role_of("auth"), application="it") as auth:
 
         async def use_case() -> None:

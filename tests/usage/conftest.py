@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from chassis.postgres import Connection, Database
-from tests.factories import UsageRoom, connect_owner, open_usage
+from services.usage.service.use_cases import UseCases
+from tests.factories import connect_owner, open_usage
 from tests.fakes import FakeClock
 
 
@@ -17,7 +18,7 @@ async def owner(database_url: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def usage(usage_database: Database, clock: FakeClock) -> AsyncIterator[UsageRoom]:
+async def usage(usage_database: Database, clock: FakeClock) -> AsyncIterator[UseCases]:
     """The usage room with its flusher running and no server in front."""
     async with open_usage(usage_database, clock) as service:
         yield service

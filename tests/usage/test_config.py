@@ -34,6 +34,8 @@ def test_the_defaults_are_a_laptops() -> None:
         ("FINITY_FLUSH_EVENTS", "0"),
         ("FINITY_FLUSH_EVENTS", "20001"),
         ("FINITY_QUEUE_EVENTS", "0"),
+        ("FINITY_USAGE_RETENTION_MONTHS", "1"),
+        ("FINITY_USAGE_RETENTION_MONTHS", "-1"),
     ],
 )
 def test_a_wrong_value_is_told_by_its_name(

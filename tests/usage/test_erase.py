@@ -12,9 +12,9 @@ from chassis.postgres import Connection, Database
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.domain.metering import Outcome, settle
+from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
-    UsageRoom,
     at_once,
     ledger_faults,
     make_account,
@@ -29,9 +29,7 @@ from tests.fakes import FakeClock
 from tests.running import House, refusal_of
 
 
-async def test_what_is_left_is_voided(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
-) -> None:
+async def test_what_is_left_is_voided(usage: UseCases, owner: Connection, clock: FakeClock) -> None:
     """The credits go with one entry of the ledger, which balances; the recorded calls stay."""
     user_id = await make_account(owner, clock, credits=100)
     event = make_event(user_id, clock.now(), credits=30)
@@ -51,7 +49,7 @@ async def test_what_is_left_is_voided(
 
 
 async def test_a_closed_account_stays_closed(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Closing again changes nothing; nothing is granted or spent, not even a call for free."""
     user_id = await make_account(owner, clock, credits=10)
@@ -87,12 +85,12 @@ async def test_an_account_opened_too_late_is_closed(
     assert await ledger_faults(owner) == []
 
 
-async def test_nobody_is_not_erased(usage: UsageRoom) -> None:
+async def test_nobody_is_not_erased(usage: UseCases) -> None:
     assert await reason_of(usage.accounts.erase_user(uuid4())) == "USER_NOT_FOUND"
 
 
 async def close_and_spend(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> tuple[UUID, list[Any]]:
     """Closes an account 25 times while 25 calls spend from it and grants come in."""
     user_id = await make_account(owner, clock, credits=1000)
@@ -108,7 +106,7 @@ async def close_and_spend(
 
 
 async def test_an_account_is_closed_once(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Of 25 calls that close it, one voids the rest, whatever is spent meanwhile."""
     for _ in range(5):
@@ -124,7 +122,7 @@ async def test_an_account_is_closed_once(
 
 
 async def test_without_the_lock_and_the_condition_it_is_closed_twice(
-    usage: UsageRoom, owner: Connection, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    usage: UseCases, owner: Connection, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: looking first and then voiding breaks the ledger."""
     user_id = await make_account(owner, clock, credits=1000)

@@ -10,9 +10,9 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.usage.domain.holds import State
 from services.usage.domain.reservations import Extend, Overage, Release, Request
+from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
-    UsageRoom,
     at_once,
     ledger_faults,
     make_account,
@@ -27,7 +27,7 @@ from tests.usage.holding import TTL, a_commit, a_hold, parts, reserve
 
 
 async def test_a_commit_uses_what_it_says_and_gives_the_rest_back(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Held credits are not available; of ten seven are used, three come back, one call is there."""
     user_id = await make_account(owner, clock, credits=100)
@@ -45,7 +45,7 @@ async def test_a_commit_uses_what_it_says_and_gives_the_rest_back(
 
 @pytest.mark.parametrize("used", [0, 10])
 async def test_a_commit_may_use_all_or_nothing(
-    usage: UsageRoom, owner: Connection, clock: FakeClock, used: int
+    usage: UseCases, owner: Connection, clock: FakeClock, used: int
 ) -> None:
     """A call that cost nothing is recorded all the same, under the tool that was called."""
     user_id = await make_account(owner, clock, credits=10)
@@ -59,7 +59,7 @@ async def test_a_commit_may_use_all_or_nothing(
 
 
 async def test_a_release_gives_all_back(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Nothing is used, nothing is recorded."""
     user_id = await make_account(owner, clock, credits=10)
@@ -72,7 +72,7 @@ async def test_a_release_gives_all_back(
 
 
 async def test_the_same_call_again_gets_the_first_answer(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Reserve, Commit and Release answer a repeat as they did at first, whatever came since."""
     user_id = await make_account(owner, clock, credits=100)
@@ -88,7 +88,7 @@ async def test_the_same_call_again_gets_the_first_answer(
 
 
 async def test_a_reservation_is_resolved_once(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Once resolved, anything else is refused by what became of it."""
     user_id = await make_account(owner, clock, credits=100)
@@ -114,7 +114,7 @@ async def test_a_reservation_is_resolved_once(
 
 
 async def test_what_is_refused_changes_nothing(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Each refusal by its reason; the account and the reservation stay as they were."""
     user_id, other = [await make_account(owner, clock, credits=20) for _ in range(2)]
@@ -146,7 +146,7 @@ async def test_what_is_refused_changes_nothing(
     assert await ledger_faults(owner) == []
 
 
-async def test_what_is_short_is_said(usage: UsageRoom, owner: Connection, clock: FakeClock) -> None:
+async def test_what_is_short_is_said(usage: UseCases, owner: Connection, clock: FakeClock) -> None:
     """A refusal says what is there, what was asked for beyond it and what is missing."""
     user_id = await make_account(owner, clock, credits=15)
     asked = await reserve(usage, user_id, clock)
@@ -170,7 +170,7 @@ async def test_what_is_short_is_said(usage: UsageRoom, owner: Connection, clock:
 
 
 async def test_a_call_recorded_under_the_hold_s_id_cannot_be_committed(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Its id is taken: the commit is refused, the hold can still be released."""
     user_id = await make_account(owner, clock, credits=20)
@@ -183,7 +183,7 @@ async def test_a_call_recorded_under_the_hold_s_id_cannot_be_committed(
 
 
 async def test_more_than_is_held_needs_a_policy(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Within the balance, and then down to the overdraft's limit."""
     user_id = await make_account(owner, clock, credits=30)
@@ -200,7 +200,7 @@ async def test_more_than_is_held_needs_a_policy(
 
 
 async def test_what_comes_back_pays_debt(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Calls on overdraft are paid by a hold that comes back, before its grant keeps anything."""
     user_id = await make_account(owner, clock, credits=10)
@@ -214,7 +214,7 @@ async def test_what_comes_back_pays_debt(
     assert await ledger_faults(owner) == []
 
 
-async def test_a_hold_ends_by_itself(usage: UsageRoom, owner: Connection, clock: FakeClock) -> None:
+async def test_a_hold_ends_by_itself(usage: UseCases, owner: Connection, clock: FakeClock) -> None:
     """At its end the credits are back, whoever looks; before it they are not."""
     user_id = await make_account(owner, clock, credits=10)
     asked = await reserve(usage, user_id, clock)
@@ -233,7 +233,7 @@ async def test_a_hold_ends_by_itself(usage: UsageRoom, owner: Connection, clock:
 
 
 async def test_asking_about_a_hold_that_is_over_ends_it(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """GetReservation never shows an open hold whose time is over."""
     user_id = await make_account(owner, clock, credits=10)
@@ -245,7 +245,7 @@ async def test_asking_about_a_hold_that_is_over_ends_it(
 
 
 async def test_a_hold_is_extended_from_now(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Its end moves to a time from now and never back; past it, it is over."""
     user_id = await make_account(owner, clock, credits=10)
@@ -263,7 +263,7 @@ async def test_a_hold_is_extended_from_now(
 
 
 async def test_a_grant_that_expires_meanwhile_still_pays(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """What is committed of it is honoured, what comes back of it expires at once."""
     user_id = await make_account(owner, clock)
@@ -283,7 +283,7 @@ async def test_a_grant_that_expires_meanwhile_still_pays(
 
 
 async def test_what_comes_back_to_a_closed_account_is_voided(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """A call that was running may still be committed, within its hold; the rest is gone."""
     user_id = await make_account(owner, clock, credits=40)
@@ -333,7 +333,7 @@ async def test_the_sweeper_ends_what_nobody_asks_about(
 
 
 async def test_a_held_account_holds_up_nobody_else(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """While somebody holds an account its reservations are to come back; others are made."""
     held, free = [await make_account(owner, clock, credits=40) for _ in range(2)]

@@ -10,9 +10,9 @@ import pytest
 from chassis.errors import Refusal
 from chassis.postgres import Connection, Database
 from services.usage.domain.reservations import Release, Reserve
+from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
-    UsageRoom,
     at_once,
     ledger_faults,
     make_account,
@@ -124,7 +124,7 @@ async def test_without_the_guards_several_would_be_done(
 
 
 async def test_the_same_commit_fifty_times_has_one_answer(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """50 equal reservations and then 50 equal commits at once are one of each."""
     user_id = await make_account(owner, clock, credits=100)

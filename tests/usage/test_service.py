@@ -16,9 +16,9 @@ from chassis.refusals import Overloaded
 from services.usage.domain.accounts import Balance
 from services.usage.domain.grants import Category
 from services.usage.domain.metering import NEWEST_EVENT, OLDEST_EVENT, Event, Outcome, Result
+from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
-    UsageRoom,
     at_once,
     ledger_faults,
     make_account,
@@ -31,7 +31,7 @@ from tests.factories import (
 from tests.fakes import FakeClock
 
 
-async def settled(usage: UsageRoom, events: Sequence[Event]) -> list[Outcome]:
+async def settled(usage: UseCases, events: Sequence[Event]) -> list[Outcome]:
     """Records events, again while somebody else holds an account, as a caller would."""
     outcomes = [result.outcome for result in await usage.metering.record(events)]
     while busy := [i for i, outcome in enumerate(outcomes) if outcome is Outcome.ACCOUNT_BUSY]:
@@ -41,7 +41,7 @@ async def settled(usage: UsageRoom, events: Sequence[Event]) -> list[Outcome]:
     return outcomes
 
 
-async def record(usage: UsageRoom, event: Event) -> Outcome:
+async def record(usage: UseCases, event: Event) -> Outcome:
     return (await settled(usage, [event]))[0]
 
 
@@ -62,7 +62,7 @@ async def test_an_account_opens_with_its_allowance_once(
 
 
 async def test_a_new_account_may_start_empty(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Without an allowance the account opens with nothing; before, there is no balance."""
     user_id = (await make_user(owner, clock)).id
@@ -72,7 +72,7 @@ async def test_a_new_account_may_start_empty(
     assert await reason_of(usage.accounts.open_account(uuid4())) == "USER_NOT_FOUND"
 
 
-async def test_a_grant_is_given_once(usage: UsageRoom, owner: Connection, clock: FakeClock) -> None:
+async def test_a_grant_is_given_once(usage: UseCases, owner: Connection, clock: FakeClock) -> None:
     """50 grants of one source and source_ref add its credits once and answer alike."""
     user_id = (await make_user(owner, clock)).id
     answers = await at_once(50, lambda _: usage.accounts.grant(user_id, make_terms()))
@@ -85,7 +85,7 @@ async def test_a_grant_is_given_once(usage: UsageRoom, owner: Connection, clock:
 
 @pytest.mark.parametrize("changed", [{"amount": 101}, {"priority": 1}, {"category": Category.PAID}])
 async def test_a_grant_reference_is_bound_to_its_terms(
-    usage: UsageRoom, owner: Connection, clock: FakeClock, changed: dict[str, Any]
+    usage: UseCases, owner: Connection, clock: FakeClock, changed: dict[str, Any]
 ) -> None:
     """The same reference with other terms is GRANT_REF_REUSED and adds nothing."""
     user_id = await make_account(owner, clock)
@@ -97,7 +97,7 @@ async def test_a_grant_reference_is_bound_to_its_terms(
 
 
 async def test_a_refused_grant_leaves_nothing(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """USER_NOT_FOUND and BALANCE_LIMIT roll everything back."""
     assert await reason_of(usage.accounts.grant(uuid4(), make_terms())) == "USER_NOT_FOUND"
@@ -109,7 +109,7 @@ async def test_a_refused_grant_leaves_nothing(
 
 
 async def test_a_batch_answers_each_event_in_order(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Accepted, duplicate, reused, short of credits, without account: one never sinks the rest."""
     ada, now = await make_account(owner, clock, credits=5), clock.now()
@@ -139,7 +139,7 @@ async def test_a_batch_answers_each_event_in_order(
 
 
 async def test_an_event_is_metered_once(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """50 records of one event spend its credits once; the same id for another event is refused."""
     user_id = await make_account(owner, clock, credits=100)
@@ -174,7 +174,7 @@ async def test_an_event_id_belongs_to_one_user(
 
 
 async def test_credits_burn_across_grants(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Spending empties grants by priority, then promotional before paid, then by age."""
     user_id = await make_account(owner, clock)
@@ -206,7 +206,7 @@ async def test_credits_burn_across_grants(
 
 
 async def test_a_held_account_holds_up_nobody_else(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """While somebody holds an account its events are told to come back; others are metered."""
     held, free = [await make_account(owner, clock, credits=10) for _ in range(2)]
@@ -224,7 +224,7 @@ async def test_a_held_account_holds_up_nobody_else(
 
 
 async def test_an_overdraft_is_spent_without_draws(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Down to its limit an account may go below zero; what no grant covers has no draw."""
     user_id = await make_account(owner, clock, credits=5)
@@ -236,7 +236,7 @@ async def test_an_overdraft_is_spent_without_draws(
 
 
 async def test_every_month_of_the_window_has_room(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """An event at each edge and each day of the window lands, now and three months from now."""
     user_id = await make_account(owner, clock, credits=10_000)
@@ -404,7 +404,7 @@ async def test_the_ledger_adds_up_after_anything(
 
 
 async def test_the_room_cannot_edit_its_ledger(
-    usage: UsageRoom, usage_database: Database, owner: Connection, clock: FakeClock
+    usage: UseCases, usage_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
     """Entries, draws and events are insert-only for the service's own role."""
     user_id = await make_account(owner, clock, credits=5)

@@ -52,6 +52,7 @@ async def test_a_grant_is_stored_once(conn: Connection, clock: FakeClock) -> Non
     assert not await grants.insert_grant(conn, make_grant(ada, clock, source_ref="invoice-1"))
     assert await grants.insert_grant(conn, make_grant(bob, clock, source_ref="invoice-1"))
     found = await grants.find_grant(conn, ada, "test", "invoice-1")
+    assert found is not None
     assert (found.id, found.terms.category, found.activated_at) == (grant.id, Category.PAID, None)
 
 

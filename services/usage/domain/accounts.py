@@ -19,6 +19,7 @@ class Kind(StrEnum):
     VOID = "void"
     ADJUST = "adjust"
     REVERSE = "reverse"
+    LIMIT = "limit"
 
 
 class Draw(NamedTuple):
@@ -43,6 +44,10 @@ class Posting(NamedTuple):
     grant_id: UUID | None = None
     reservation_id: UUID | None = None
     reverses_id: UUID | None = None
+    actor: str | None = None
+    """Who did it, where it was no tool call and no clock, e.g. "service:billing"."""
+    note: str | None = None
+    """Why, in the actor's words."""
 
 
 @dataclass(frozen=True, slots=True)

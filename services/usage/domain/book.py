@@ -43,6 +43,9 @@ class Book:
     new_holds: set[UUID] = field(default_factory=set)
     changed_holds: dict[UUID, Hold] = field(default_factory=dict)
     """Holds to be written, new ones among them."""
+    actor: str | None = None
+    """Whoever acts from now on, for what is posted; see Posting."""
+    note: str | None = None
 
     @property
     def available(self) -> int:
@@ -144,7 +147,8 @@ class Book:
         self.debt -= paid
         self.draw(grant, paid)
         draws = (Draw(grant.id, paid),) if paid else ()
-        self.post(Kind.GRANT, grant.terms.amount, at, draws, grant_id=grant.id)
+        giver = grant.granted_by
+        self.post(Kind.GRANT, grant.terms.amount, at, draws, grant_id=grant.id, actor=giver)
 
     def retire(self, grant: Grant, kind: Kind, at: datetime) -> None:
         """Takes away what is left of a grant, for it expires or is voided."""
@@ -192,6 +196,7 @@ class Book:
         grant_id: UUID | None = None,
         reservation_id: UUID | None = None,
         reverses_id: UUID | None = None,
+        actor: str | None = None,
     ) -> Posting:
         """Writes down a change that was just made."""
         self.version += 1
@@ -206,6 +211,8 @@ class Book:
             grant_id,
             reservation_id,
             reverses_id,
+            actor or self.actor,
+            self.note,
         )
         self.postings.append(posting)
         return posting

@@ -45,6 +45,8 @@ class Grant:
     activated_at: datetime | None = None
     """When it began to count; None while it is a promise."""
     voided_at: datetime | None = None
+    granted_by: str | None = None
+    """Who gave it, e.g. "service:billing"."""
 
     @property
     def burn_order(self) -> BurnOrder:
@@ -64,3 +66,9 @@ class Grant:
         if self.activated_at is None:
             return None if self.voided_at else self.effective_at
         return self.terms.expires_at if self.remaining else None
+
+
+def lapsed(grant: Grant, now: datetime) -> bool:
+    """Tells whether a grant that is to be made would be over before it began."""
+    expires_at = grant.terms.expires_at
+    return expires_at is not None and expires_at <= max(now, grant.effective_at)

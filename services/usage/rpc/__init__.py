@@ -1,6 +1,8 @@
 """The contracts of the room on the wire: message in, use case, message out."""
 
 from finity.usage.v1 import (
+    ledger_pb2,
+    ledger_pb2_grpc,
     reservation_pb2,
     reservation_pb2_grpc,
     usage_pb2,
@@ -9,28 +11,28 @@ from finity.usage.v1 import (
 from grpc import aio
 
 from chassis.pages import PageTokens
+from services.usage.rpc.ledger import LedgerServicer
 from services.usage.rpc.reservations import ReservationServicer
 from services.usage.rpc.usage import UsageServicer
-from services.usage.service.accounts import AccountService
-from services.usage.service.metering import MeteringService
-from services.usage.service.reservations import ReservationService
-from services.usage.service.room import Room
+from services.usage.service.use_cases import UseCases
 
 CONTRACTS = [
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
     reservation_pb2.DESCRIPTOR.services_by_name["ReservationService"],
+    ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"],
 ]
 
 
-def add_servicers(
-    server: aio.Server,
-    room: Room,
-    metering: MeteringService,
-    reservations: ReservationService,
-    pages: PageTokens,
-) -> None:
-    """Puts the use cases together and serves every contract of the room."""
-    usage = UsageServicer(AccountService(room), metering, pages, room.clock)
+def add_servicers(server: aio.Server, cases: UseCases, pages: PageTokens, secret: bytes) -> None:
+    """
+    Serves every contract of the room.
+
+    `secret` is what idempotency keys' requests are remembered by.
+    """
+    clock = cases.room.clock
+    usage = UsageServicer(cases.accounts, cases.ledger, cases.metering, pages, clock)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)
-    reserving = ReservationServicer(reservations, room.clock)
-    reservation_pb2_grpc.add_ReservationServiceServicer_to_server(reserving, server)
+    reservations = ReservationServicer(cases.reservations, clock)
+    reservation_pb2_grpc.add_ReservationServiceServicer_to_server(reservations, server)
+    ledger = LedgerServicer(cases.ledger, cases.proofs, pages, secret)
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server)

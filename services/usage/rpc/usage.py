@@ -9,6 +9,7 @@ from uuid import UUID
 from finity.usage.v1 import usage_pb2, usage_pb2_grpc
 from grpc import aio
 
+from chassis.calls import current_call
 from chassis.clock import Clock
 from chassis.contract import validate
 from chassis.errors import Refusal
@@ -17,8 +18,7 @@ from chassis.pages import PageTokens
 from chassis.refusals import Conflict
 from chassis.times import read_time, to_timestamp
 from services.usage.domain import metering
-from services.usage.domain.accounts import Balance
-from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Grant, Terms
+from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Terms
 from services.usage.domain.metering import Event, Outcome, Result
 from services.usage.errors import (
     AccountClosed,
@@ -27,17 +27,14 @@ from services.usage.errors import (
     EventTimeOutOfRange,
     NoCredits,
 )
+from services.usage.rpc.messages import FROM_CATEGORY, to_balance, to_grant, to_past_balance
 from services.usage.service.accounts import AccountService
+from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 
 DEFAULT_PAGE = 50
 DECODE_AT_ONCE = 100
 Context = aio.ServicerContext[Any, Any]
-_TO_CATEGORY = {
-    Category.PROMOTIONAL: usage_pb2.GRANT_CATEGORY_PROMOTIONAL,
-    Category.PAID: usage_pb2.GRANT_CATEGORY_PAID,
-}
-_FROM_CATEGORY = {number: category for category, number in _TO_CATEGORY.items()}
 _REFUSALS: dict[Outcome, type[Refusal]] = {
     Outcome.NO_CREDITS: NoCredits,
     Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
@@ -53,9 +50,15 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     """The contract's methods in the contract's order."""
 
     def __init__(
-        self, accounts: AccountService, metering: MeteringService, pages: PageTokens, clock: Clock
+        self,
+        accounts: AccountService,
+        ledger: LedgerService,
+        metering: MeteringService,
+        pages: PageTokens,
+        clock: Clock,
     ) -> None:
         self._accounts = accounts
+        self._ledger = ledger
         self._metering = metering
         self._pages = pages
         self._clock = clock
@@ -64,19 +67,25 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self, request: usage_pb2.OpenAccountRequest, context: Context
     ) -> usage_pb2.OpenAccountResponse:
         balance = await self._accounts.open_account(UUID(request.user_id))
-        return usage_pb2.OpenAccountResponse(balance=_balance(balance))
+        return usage_pb2.OpenAccountResponse(balance=to_balance(balance))
 
     async def GrantCredits(
         self, request: usage_pb2.GrantCreditsRequest, context: Context
     ) -> usage_pb2.GrantCreditsResponse:
-        grant, balance = await self._accounts.grant(UUID(request.user_id), _terms(request))
-        return usage_pb2.GrantCreditsResponse(grant=_grant(grant), balance=_balance(balance))
+        grant, balance = await self._accounts.grant(
+            UUID(request.user_id), _terms(request), actor=current_call().caller.actor_key
+        )
+        return usage_pb2.GrantCreditsResponse(grant=to_grant(grant), balance=to_balance(balance))
 
     async def GetBalance(
         self, request: usage_pb2.GetBalanceRequest, context: Context
     ) -> usage_pb2.GetBalanceResponse:
-        balance = await self._accounts.get_balance(UUID(request.user_id))
-        return usage_pb2.GetBalanceResponse(balance=_balance(balance))
+        user_id, at = UUID(request.user_id), read_time(request, "as_of_time")
+        if at is not None:
+            past = to_past_balance(at, *await self._ledger.balance_at(user_id, at))
+            return usage_pb2.GetBalanceResponse(balance=past)
+        balance = await self._accounts.get_balance(user_id)
+        return usage_pb2.GetBalanceResponse(balance=to_balance(balance))
 
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: Context
@@ -131,7 +140,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self, request: usage_pb2.EraseUserRequest, context: Context
     ) -> usage_pb2.EraseUserResponse:
         balance = await self._accounts.erase_user(UUID(request.user_id))
-        return usage_pb2.EraseUserResponse(balance=_balance(balance))
+        return usage_pb2.EraseUserResponse(balance=to_balance(balance))
 
 
 def _event(event: usage_pb2.UsageEvent, now: datetime) -> Event:
@@ -175,33 +184,15 @@ def _rejected(refusal: Refusal) -> usage_pb2.UsageResult:
 
 def _terms(request: usage_pb2.GrantCreditsRequest) -> Terms:
     priority = request.priority if request.HasField("priority") else DEFAULT_PRIORITY
-    category = _FROM_CATEGORY.get(request.category, Category.PROMOTIONAL)
-    return Terms(request.source, request.source_ref, request.amount, priority, category)
-
-
-def _balance(balance: Balance) -> usage_pb2.Balance:
-    return usage_pb2.Balance(
-        user_id=str(balance.user_id),
-        available=balance.available,
-        granted=balance.granted,
-        used=balance.used,
-        reserved=balance.reserved,
-        version=balance.version,
-        close_time=to_timestamp(balance.closed_at) if balance.closed_at else None,
-    )
-
-
-def _grant(grant: Grant) -> usage_pb2.Grant:
-    return usage_pb2.Grant(
-        grant_id=str(grant.id),
-        user_id=str(grant.user_id),
-        amount=grant.terms.amount,
-        remaining=grant.remaining,
-        source=grant.terms.source,
-        source_ref=grant.terms.source_ref,
-        priority=grant.terms.priority,
-        category=_TO_CATEGORY[grant.terms.category],
-        create_time=to_timestamp(grant.created_at),
+    category = FROM_CATEGORY.get(request.category, Category.PROMOTIONAL)
+    return Terms(
+        request.source,
+        request.source_ref,
+        request.amount,
+        priority,
+        category,
+        read_time(request, "effective_time"),
+        read_time(request, "expire_time"),
     )
 
 

@@ -7,8 +7,8 @@ from uuid import UUID
 from chassis.groupread import GroupRead
 from chassis.ids import uuid7
 from services.usage.domain.accounts import Balance
-from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Grant, Terms
-from services.usage.errors import AccountClosed, AccountNotOpen, GrantRefReused
+from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Grant, Terms, lapsed
+from services.usage.errors import AccountClosed, AccountNotOpen, GrantExpiryPassed, GrantRefReused
 from services.usage.service.room import Room, lock_book
 from services.usage.store import accounts, grants
 
@@ -42,27 +42,36 @@ class AccountService:
         return balance
 
     async def grant(
-        self, user_id: UUID, terms: Terms, *, any_terms: bool = False
+        self,
+        user_id: UUID,
+        terms: Terms,
+        *,
+        any_terms: bool = False,
+        actor: str | None = None,
     ) -> tuple[Grant, Balance]:
         """
         Adds credits once per (source, source_ref), opening the account if need be.
 
-        GrantRefReused if there is such a grant with other terms, unless `any_terms`;
-        AccountClosed if there is none and the user was erased.
+        GrantRefReused if there is such a grant with other terms, unless `any_terms`. If
+        there is none: AccountClosed if the user was erased, GrantExpiryPassed if it would
+        be over before it began.
         """
         now = self._room.clock.now()
         effective = terms.effective_at or now
-        grant = Grant(uuid7(now), user_id, terms, terms.amount, now, effective)
+        grant = Grant(uuid7(now), user_id, terms, terms.amount, now, effective, granted_by=actor)
         async with self._room.database.transaction() as conn:
             await accounts.open_account(conn, user_id, now)
             book = await lock_book(conn, user_id, now)
-            if await grants.insert_grant(conn, grant):
+            # Sent again after it expired, it is the first grant still.
+            if not lapsed(grant, now) and await grants.insert_grant(conn, grant):
                 if book.closed_at is not None:
                     raise AccountClosed
                 book.add(grant, now)
                 await accounts.write_books(conn, [book], now)
                 return grant, book.balance()
             first = await grants.find_grant(conn, user_id, terms.source, terms.source_ref)
+        if first is None:
+            raise GrantExpiryPassed
         asked = replace(terms, effective_at=terms.effective_at or first.created_at)
         if not any_terms and first.terms != asked:
             raise GrantRefReused

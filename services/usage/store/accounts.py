@@ -122,6 +122,8 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
             [grant.remaining for grant in grants],
             [grant.activated_at for grant in grants],
             [grant.voided_at for grant in grants],
+            [posting.actor for _, posting in postings],
+            [posting.note for _, posting in postings],
         )
     if holds := [hold for book in written for hold in book.changed_holds.values()]:
         await write_holds(conn, holds, {made for book in written for made in book.new_holds})
@@ -148,16 +150,17 @@ WITH account AS (
 )
 INSERT INTO credit_entries (
     id, user_id, kind, amount, balance_after, version, created_at, grant_ids, drawn,
-    grant_id, reservation_id, reverses_id
+    grant_id, reservation_id, reverses_id, actor, note
 )
 SELECT id, user_id, kind, amount, balance_after, version, at, grants::uuid[], drawn::bigint[],
-    grant_id, reservation_id, reverses_id
+    grant_id, reservation_id, reverses_id, actor, note
 FROM unnest(
     $10::uuid[], $11::uuid[], $12::text[], $13::bigint[], $14::bigint[], $15::bigint[],
-    $16::timestamptz[], $17::text[], $18::text[], $19::uuid[], $20::uuid[], $21::uuid[]
+    $16::timestamptz[], $17::text[], $18::text[], $19::uuid[], $20::uuid[], $21::uuid[],
+    $26::text[], $27::text[]
 ) AS s (
     id, user_id, kind, amount, balance_after, version, at, grants, drawn,
-    grant_id, reservation_id, reverses_id
+    grant_id, reservation_id, reverses_id, actor, note
 )
 """
 

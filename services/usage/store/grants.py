@@ -10,7 +10,8 @@ from services.usage.domain.grants import Category, Grant, Terms
 
 _GRANT = (
     "g.id, g.user_id, g.source, g.source_ref, g.amount, g.priority, g.category, g.remaining,"
-    " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at"
+    " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at,"
+    " g.granted_by"
 )
 
 _CATEGORIES = {category.value: category for category in Category}
@@ -26,8 +27,8 @@ async def insert_grant(conn: Connection, grant: Grant) -> bool:
     return bool(
         await conn.fetchval(
             "INSERT INTO credit_grants (id, user_id, source, source_ref, amount, remaining,"
-            " priority, category, effective_at, expires_at, created_at)"
-            " VALUES ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10)"
+            " priority, category, effective_at, expires_at, created_at, granted_by)"
+            " VALUES ($1, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10, $11)"
             " ON CONFLICT (user_id, source, source_ref) DO NOTHING RETURNING true",
             grant.id,
             grant.user_id,
@@ -39,11 +40,12 @@ async def insert_grant(conn: Connection, grant: Grant) -> bool:
             grant.effective_at,
             terms.expires_at,
             grant.created_at,
+            grant.granted_by,
         )
     )
 
 
-async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant:
+async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant | None:
     row = await conn.fetchrow(
         f"SELECT {_GRANT} FROM credit_grants g"
         " WHERE user_id = $1 AND source = $2 AND source_ref = $3",
@@ -51,7 +53,27 @@ async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: s
         source,
         source_ref,
     )
-    return _grant(row)
+    return _grant(row) if row else None
+
+
+async def list_grants(conn: Connection, user_id: UUID, ids: Sequence[UUID]) -> list[Grant]:
+    """Returns a user's grants among these ids, whatever is left of them."""
+    rows = await conn.fetch(
+        f"SELECT {_GRANT} FROM credit_grants g WHERE id = ANY($2::uuid[]) AND user_id = $1",
+        user_id,
+        ids,
+    )
+    return [_grant(row) for row in rows]
+
+
+async def sign_void(conn: Connection, grant_id: UUID, actor: str, note: str) -> None:
+    """Writes who voided a grant, and why: one that never began has no entry to say so."""
+    await conn.execute(
+        "UPDATE credit_grants SET voided_by = $2, void_note = $3 WHERE id = $1",
+        grant_id,
+        actor,
+        note,
+    )
 
 
 async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
@@ -77,10 +99,18 @@ async def find_grants(conn: Connection, ids: Sequence[UUID]) -> list[Grant]:
 def _grant(row: Record) -> Grant:
     # Unpacked and not by name: a flush reads hundreds.
     grant_id, user_id, source, source_ref, amount, priority, category, *rest = row
-    remaining, created_at, effective_at, expires_at, activated_at, voided_at = rest
+    remaining, created_at, effective_at, expires_at, activated_at, voided_at, granted_by = rest
     terms = Terms(
         source, source_ref, amount, priority, _CATEGORIES[category], effective_at, expires_at
     )
     return Grant(
-        grant_id, user_id, terms, remaining, created_at, effective_at, activated_at, voided_at
+        grant_id,
+        user_id,
+        terms,
+        remaining,
+        created_at,
+        effective_at,
+        activated_at,
+        voided_at,
+        granted_by,
     )

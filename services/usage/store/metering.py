@@ -111,6 +111,11 @@ async def make_partitions(conn: Connection, first: datetime, last: datetime) -> 
     return int(await conn.fetchval("SELECT usage_make_partitions($1, $2)", first, last))
 
 
+async def detach_partitions(conn: Connection, before: datetime, most: int) -> list[str]:
+    """Takes months that ended by an instant out of tool_usage; returns the tables' names."""
+    return list(await conn.fetchval("SELECT usage_detach_partitions($1, $2)", before, most))
+
+
 def _sums(events: Iterable[Event]) -> dict[tuple[UUID, datetime, str], tuple[int, int]]:
     """Returns calls and credits by user, hour and tool, in the order in which they are locked."""
     sums: dict[tuple[UUID, datetime, str], tuple[int, int]] = {}

@@ -28,7 +28,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66inity/usage/v1/usage.proto\x12\x0f\x66inity.usage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x01\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12\x11\n\tremaining\x18\x04 \x01(\x03\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x12\n\nsource_ref\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x30\n\x08\x63\x61tegory\x18\x08 \x01(\x0e\x32\x1e.finity.usage.v1.GrantCategory\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9f\x01\n\x07\x42\x61lance\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x03\x12\x0f\n\x07granted\x18\x03 \x01(\x03\x12\x0c\n\x04used\x18\x04 \x01(\x03\x12\x10\n\x08reserved\x18\x05 \x01(\x03\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12.\n\nclose_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x02\n\nUsageEvent\x12^\n\x08\x65vent_id\x18\x01 \x01(\tBL\xbaHIrG2E^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$\x12\x43\n\x07user_id\x18\x02 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x33\n\ttool_name\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[A-Za-z0-9._:/-]{1,100}$\x12\x1c\n\x07\x63redits\x18\x04 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\xc0\x84=(\x00\"Y\n\x12OpenAccountRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"@\n\x13OpenAccountResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"\xba\x02\n\x13GrantCreditsRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1d\n\x06\x61mount\x18\x02 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01\x12)\n\x06source\x18\x03 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^[a-z0-9_-]{1,50}$\x12)\n\nsource_ref\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{1,200}$\x12 \n\x08priority\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00H\x00\x88\x01\x01\x12:\n\x08\x63\x61tegory\x18\x06 \x01(\x0e\x32\x1e.finity.usage.v1.GrantCategoryB\x08\xbaH\x05\x82\x01\x02\x10\x01\x42\x0b\n\t_priority\"h\n\x14GrantCreditsResponse\x12%\n\x05grant\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Grant\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"b\n\x11GetBalanceRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"H\n\x12RecordUsageRequest\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.finity.usage.v1.UsageEventB\x06\xbaH\x03\xc8\x01\x01\";\n\x13RecordUsageResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x11\n\tavailable\x18\x02 \x01(\x03\"X\n\x17RecordUsageBatchRequest\x12=\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.finity.usage.v1.UsageEventB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"I\n\x18RecordUsageBatchResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.finity.usage.v1.UsageResult\"\xcc\x01\n\x0bUsageResult\x12\x35\n\x07outcome\x18\x01 \x01(\x0e\x32$.finity.usage.v1.UsageResult.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\"\xfc\x01\n\x10ListUsageRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11ListUsageResponse\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.finity.usage.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x0bUsageRecord\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\ttool_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x10\x45raseUserRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\">\n\x11\x45raseUserResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance*\xa8\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45RROR_REASON_NO_CREDITS\x10\x01\x12!\n\x1d\x45RROR_REASON_ACCOUNT_NOT_OPEN\x10\x02\x12 \n\x1c\x45RROR_REASON_EVENT_ID_REUSED\x10\x03\x12(\n$ERROR_REASON_EVENT_TIME_OUT_OF_RANGE\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_USER_NOT_FOUND\x10\x05\x12!\n\x1d\x45RROR_REASON_GRANT_REF_REUSED\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_BALANCE_LIMIT\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_ACCOUNT_CLOSED\x10\x08\x12&\n\"ERROR_REASON_RESERVATION_NOT_FOUND\x10\x1e\x12&\n\"ERROR_REASON_RESERVATION_ID_REUSED\x10\x1f\x12&\n\"ERROR_REASON_RESERVATION_COMMITTED\x10 \x12%\n!ERROR_REASON_RESERVATION_RELEASED\x10!\x12$\n ERROR_REASON_RESERVATION_EXPIRED\x10\"\x12%\n!ERROR_REASON_RESERVATION_EXCEEDED\x10#*h\n\rGrantCategory\x12\x1e\n\x1aGRANT_CATEGORY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aGRANT_CATEGORY_PROMOTIONAL\x10\x01\x12\x17\n\x13GRANT_CATEGORY_PAID\x10\x02\x32\xf0\x06\n\x0cUsageService\x12\x61\n\x0bOpenAccount\x12#.finity.usage.v1.OpenAccountRequest\x1a$.finity.usage.v1.OpenAccountResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x12\x91\x01\n\x0cGrantCredits\x12$.finity.usage.v1.GrantCreditsRequest\x1a%.finity.usage.v1.GrantCreditsResponse\"4\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02&\"!/v1/users/{user_id}/credits:grant:\x01*\x12\x83\x01\n\nGetBalance\x12\".finity.usage.v1.GetBalanceRequest\x1a#.finity.usage.v1.GetBalanceResponse\",\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/users/{user_id}/balance\x12y\n\x0bRecordUsage\x12#.finity.usage.v1.RecordUsageRequest\x1a$.finity.usage.v1.RecordUsageResponse\"\x1f\xaa\xbb\x18\x03\n\x01\x04\x82\xd3\xe4\x93\x02\x12\"\t/v1/usage:\x05\x65vent\x12\x8a\x01\n\x10RecordUsageBatch\x12(.finity.usage.v1.RecordUsageBatchRequest\x1a).finity.usage.v1.RecordUsageBatchResponse\"!\xaa\xbb\x18\x03\n\x01\x04\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/usage:batch:\x01*\x12~\n\tListUsage\x12!.finity.usage.v1.ListUsageRequest\x1a\".finity.usage.v1.ListUsageResponse\"*\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/users/{user_id}/usage\x12[\n\tEraseUser\x12!.finity.usage.v1.EraseUserRequest\x1a\".finity.usage.v1.EraseUserResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66inity/usage/v1/usage.proto\x12\x0f\x66inity.usage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x02\n\x05Grant\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\x12\x11\n\tremaining\x18\x04 \x01(\x03\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x12\n\nsource_ref\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x30\n\x08\x63\x61tegory\x18\x08 \x01(\x0e\x32\x1e.finity.usage.v1.GrantCategory\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tvoid_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9f\x01\n\x07\x42\x61lance\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x03\x12\x0f\n\x07granted\x18\x03 \x01(\x03\x12\x0c\n\x04used\x18\x04 \x01(\x03\x12\x10\n\x08reserved\x18\x05 \x01(\x03\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12.\n\nclose_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x02\n\nUsageEvent\x12^\n\x08\x65vent_id\x18\x01 \x01(\tBL\xbaHIrG2E^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$\x12\x43\n\x07user_id\x18\x02 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x33\n\ttool_name\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[A-Za-z0-9._:/-]{1,100}$\x12\x1c\n\x07\x63redits\x18\x04 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\xc0\x84=(\x00\"Y\n\x12OpenAccountRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"@\n\x13OpenAccountResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"\x9f\x03\n\x13GrantCreditsRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1d\n\x06\x61mount\x18\x02 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01\x12)\n\x06source\x18\x03 \x01(\tB\x19\xbaH\x16r\x14\x32\x12^[a-z0-9_-]{1,50}$\x12)\n\nsource_ref\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{1,200}$\x12 \n\x08priority\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00H\x00\x88\x01\x01\x12:\n\x08\x63\x61tegory\x18\x06 \x01(\x0e\x32\x1e.finity.usage.v1.GrantCategoryB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_priority\"h\n\x14GrantCreditsResponse\x12%\n\x05grant\x18\x01 \x01(\x0b\x32\x16.finity.usage.v1.Grant\x12)\n\x07\x62\x61lance\x18\x02 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"\x92\x01\n\x11GetBalanceRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12.\n\nas_of_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x12GetBalanceResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance\"H\n\x12RecordUsageRequest\x12\x32\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.finity.usage.v1.UsageEventB\x06\xbaH\x03\xc8\x01\x01\";\n\x13RecordUsageResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x11\n\tavailable\x18\x02 \x01(\x03\"X\n\x17RecordUsageBatchRequest\x12=\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.finity.usage.v1.UsageEventB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"I\n\x18RecordUsageBatchResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.finity.usage.v1.UsageResult\"\xcc\x01\n\x0bUsageResult\x12\x35\n\x07outcome\x18\x01 \x01(\x0e\x32$.finity.usage.v1.UsageResult.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"e\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\"\xfc\x01\n\x10ListUsageRequest\x12M\n\x07user_id\x18\x01 \x01(\tB<\xbaH5r321^(me|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$\xb0\xbb\x18\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11ListUsageResponse\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.finity.usage.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x0bUsageRecord\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\ttool_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63redits\x18\x03 \x01(\x03\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x10\x45raseUserRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\">\n\x11\x45raseUserResponse\x12)\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x18.finity.usage.v1.Balance*\xfb\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45RROR_REASON_NO_CREDITS\x10\x01\x12!\n\x1d\x45RROR_REASON_ACCOUNT_NOT_OPEN\x10\x02\x12 \n\x1c\x45RROR_REASON_EVENT_ID_REUSED\x10\x03\x12(\n$ERROR_REASON_EVENT_TIME_OUT_OF_RANGE\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_USER_NOT_FOUND\x10\x05\x12!\n\x1d\x45RROR_REASON_GRANT_REF_REUSED\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_BALANCE_LIMIT\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_ACCOUNT_CLOSED\x10\x08\x12&\n\"ERROR_REASON_RESERVATION_NOT_FOUND\x10\x1e\x12&\n\"ERROR_REASON_RESERVATION_ID_REUSED\x10\x1f\x12&\n\"ERROR_REASON_RESERVATION_COMMITTED\x10 \x12%\n!ERROR_REASON_RESERVATION_RELEASED\x10!\x12$\n ERROR_REASON_RESERVATION_EXPIRED\x10\"\x12%\n!ERROR_REASON_RESERVATION_EXCEEDED\x10#\x12$\n ERROR_REASON_GRANT_EXPIRY_PASSED\x10\x46\x12 \n\x1c\x45RROR_REASON_GRANT_NOT_FOUND\x10G\x12 \n\x1c\x45RROR_REASON_USAGE_NOT_FOUND\x10H\x12!\n\x1d\x45RROR_REASON_CORRECTION_LIMIT\x10I\x12!\n\x1d\x45RROR_REASON_OVERDRAFT_IN_USE\x10J\x12!\n\x1d\x45RROR_REASON_AS_OF_TIME_AHEAD\x10K*h\n\rGrantCategory\x12\x1e\n\x1aGRANT_CATEGORY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aGRANT_CATEGORY_PROMOTIONAL\x10\x01\x12\x17\n\x13GRANT_CATEGORY_PAID\x10\x02\x32\xf0\x06\n\x0cUsageService\x12\x61\n\x0bOpenAccount\x12#.finity.usage.v1.OpenAccountRequest\x1a$.finity.usage.v1.OpenAccountResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x12\x91\x01\n\x0cGrantCredits\x12$.finity.usage.v1.GrantCreditsRequest\x1a%.finity.usage.v1.GrantCreditsResponse\"4\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02&\"!/v1/users/{user_id}/credits:grant:\x01*\x12\x83\x01\n\nGetBalance\x12\".finity.usage.v1.GetBalanceRequest\x1a#.finity.usage.v1.GetBalanceResponse\",\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/users/{user_id}/balance\x12y\n\x0bRecordUsage\x12#.finity.usage.v1.RecordUsageRequest\x1a$.finity.usage.v1.RecordUsageResponse\"\x1f\xaa\xbb\x18\x03\n\x01\x04\x82\xd3\xe4\x93\x02\x12\"\t/v1/usage:\x05\x65vent\x12\x8a\x01\n\x10RecordUsageBatch\x12(.finity.usage.v1.RecordUsageBatchRequest\x1a).finity.usage.v1.RecordUsageBatchResponse\"!\xaa\xbb\x18\x03\n\x01\x04\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/usage:batch:\x01*\x12~\n\tListUsage\x12!.finity.usage.v1.ListUsageRequest\x1a\".finity.usage.v1.ListUsageResponse\"*\xaa\xbb\x18\x05\n\x03\x02\x03\x04\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/users/{user_id}/usage\x12[\n\tEraseUser\x12!.finity.usage.v1.EraseUserRequest\x1a\".finity.usage.v1.EraseUserResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,50 +85,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGESERVICE'].methods_by_name['ListUsage']._serialized_options = b'\252\273\030\005\n\003\002\003\004\202\323\344\223\002\033\022\031/v1/users/{user_id}/usage'
   _globals['_USAGESERVICE'].methods_by_name['EraseUser']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['EraseUser']._serialized_options = b'\252\273\030\003\n\001\004'
-  _globals['_ERRORREASON']._serialized_start=2702
-  _globals['_ERRORREASON']._serialized_end=3254
-  _globals['_GRANTCATEGORY']._serialized_start=3256
-  _globals['_GRANTCATEGORY']._serialized_end=3360
+  _globals['_ERRORREASON']._serialized_start=3000
+  _globals['_ERRORREASON']._serialized_end=3763
+  _globals['_GRANTCATEGORY']._serialized_start=3765
+  _globals['_GRANTCATEGORY']._serialized_end=3869
   _globals['_GRANT']._serialized_start=174
-  _globals['_GRANT']._serialized_end=404
-  _globals['_BALANCE']._serialized_start=407
-  _globals['_BALANCE']._serialized_end=566
-  _globals['_USAGEEVENT']._serialized_start=569
-  _globals['_USAGEEVENT']._serialized_end=829
-  _globals['_OPENACCOUNTREQUEST']._serialized_start=831
-  _globals['_OPENACCOUNTREQUEST']._serialized_end=920
-  _globals['_OPENACCOUNTRESPONSE']._serialized_start=922
-  _globals['_OPENACCOUNTRESPONSE']._serialized_end=986
-  _globals['_GRANTCREDITSREQUEST']._serialized_start=989
-  _globals['_GRANTCREDITSREQUEST']._serialized_end=1303
-  _globals['_GRANTCREDITSRESPONSE']._serialized_start=1305
-  _globals['_GRANTCREDITSRESPONSE']._serialized_end=1409
-  _globals['_GETBALANCEREQUEST']._serialized_start=1411
-  _globals['_GETBALANCEREQUEST']._serialized_end=1509
-  _globals['_GETBALANCERESPONSE']._serialized_start=1511
-  _globals['_GETBALANCERESPONSE']._serialized_end=1574
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=1576
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=1648
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=1650
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=1709
-  _globals['_RECORDUSAGEBATCHREQUEST']._serialized_start=1711
-  _globals['_RECORDUSAGEBATCHREQUEST']._serialized_end=1799
-  _globals['_RECORDUSAGEBATCHRESPONSE']._serialized_start=1801
-  _globals['_RECORDUSAGEBATCHRESPONSE']._serialized_end=1874
-  _globals['_USAGERESULT']._serialized_start=1877
-  _globals['_USAGERESULT']._serialized_end=2081
-  _globals['_USAGERESULT_OUTCOME']._serialized_start=1980
-  _globals['_USAGERESULT_OUTCOME']._serialized_end=2081
-  _globals['_LISTUSAGEREQUEST']._serialized_start=2084
-  _globals['_LISTUSAGEREQUEST']._serialized_end=2336
-  _globals['_LISTUSAGERESPONSE']._serialized_start=2338
-  _globals['_LISTUSAGERESPONSE']._serialized_end=2429
-  _globals['_USAGERECORD']._serialized_start=2431
-  _globals['_USAGERECORD']._serialized_end=2546
-  _globals['_ERASEUSERREQUEST']._serialized_start=2548
-  _globals['_ERASEUSERREQUEST']._serialized_end=2635
-  _globals['_ERASEUSERRESPONSE']._serialized_start=2637
-  _globals['_ERASEUSERRESPONSE']._serialized_end=2699
-  _globals['_USAGESERVICE']._serialized_start=3363
-  _globals['_USAGESERVICE']._serialized_end=4243
+  _globals['_GRANT']._serialized_end=552
+  _globals['_BALANCE']._serialized_start=555
+  _globals['_BALANCE']._serialized_end=714
+  _globals['_USAGEEVENT']._serialized_start=717
+  _globals['_USAGEEVENT']._serialized_end=977
+  _globals['_OPENACCOUNTREQUEST']._serialized_start=979
+  _globals['_OPENACCOUNTREQUEST']._serialized_end=1068
+  _globals['_OPENACCOUNTRESPONSE']._serialized_start=1070
+  _globals['_OPENACCOUNTRESPONSE']._serialized_end=1134
+  _globals['_GRANTCREDITSREQUEST']._serialized_start=1137
+  _globals['_GRANTCREDITSREQUEST']._serialized_end=1552
+  _globals['_GRANTCREDITSRESPONSE']._serialized_start=1554
+  _globals['_GRANTCREDITSRESPONSE']._serialized_end=1658
+  _globals['_GETBALANCEREQUEST']._serialized_start=1661
+  _globals['_GETBALANCEREQUEST']._serialized_end=1807
+  _globals['_GETBALANCERESPONSE']._serialized_start=1809
+  _globals['_GETBALANCERESPONSE']._serialized_end=1872
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=1874
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=1946
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=1948
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=2007
+  _globals['_RECORDUSAGEBATCHREQUEST']._serialized_start=2009
+  _globals['_RECORDUSAGEBATCHREQUEST']._serialized_end=2097
+  _globals['_RECORDUSAGEBATCHRESPONSE']._serialized_start=2099
+  _globals['_RECORDUSAGEBATCHRESPONSE']._serialized_end=2172
+  _globals['_USAGERESULT']._serialized_start=2175
+  _globals['_USAGERESULT']._serialized_end=2379
+  _globals['_USAGERESULT_OUTCOME']._serialized_start=2278
+  _globals['_USAGERESULT_OUTCOME']._serialized_end=2379
+  _globals['_LISTUSAGEREQUEST']._serialized_start=2382
+  _globals['_LISTUSAGEREQUEST']._serialized_end=2634
+  _globals['_LISTUSAGERESPONSE']._serialized_start=2636
+  _globals['_LISTUSAGERESPONSE']._serialized_end=2727
+  _globals['_USAGERECORD']._serialized_start=2729
+  _globals['_USAGERECORD']._serialized_end=2844
+  _globals['_ERASEUSERREQUEST']._serialized_start=2846
+  _globals['_ERASEUSERREQUEST']._serialized_end=2933
+  _globals['_ERASEUSERRESPONSE']._serialized_start=2935
+  _globals['_ERASEUSERRESPONSE']._serialized_end=2997
+  _globals['_USAGESERVICE']._serialized_start=3872
+  _globals['_USAGESERVICE']._serialized_end=4752
 # @@protoc_insertion_point(module_scope)

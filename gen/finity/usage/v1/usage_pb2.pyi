@@ -60,6 +60,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the commit is for more credits than are held, and its overage policy
     refuses that; metadata has "held" and "credits". The reservation stays open.
     """
+    ERROR_REASON_GRANT_EXPIRY_PASSED: _ErrorReason.ValueType  # 70
+    """INVALID_ARGUMENT: the grant would expire before it begins, or has expired already."""
+    ERROR_REASON_GRANT_NOT_FOUND: _ErrorReason.ValueType  # 71
+    """NOT_FOUND: the user has no grant with this id."""
+    ERROR_REASON_USAGE_NOT_FOUND: _ErrorReason.ValueType  # 72
+    """NOT_FOUND: the user has no such tool call or entry of tool calls, or it is archived."""
+    ERROR_REASON_CORRECTION_LIMIT: _ErrorReason.ValueType  # 73
+    """OUT_OF_RANGE: more would come back than was spent and has not come back yet; metadata has "correctable"."""
+    ERROR_REASON_OVERDRAFT_IN_USE: _ErrorReason.ValueType  # 74
+    """FAILED_PRECONDITION: the balance is further below zero than the new limit; metadata has "balance"."""
+    ERROR_REASON_AS_OF_TIME_AHEAD: _ErrorReason.ValueType  # 75
+    """OUT_OF_RANGE: a balance is told of the past, not of the future."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -98,6 +110,18 @@ ERROR_REASON_RESERVATION_EXCEEDED: ErrorReason.ValueType  # 35
 """FAILED_PRECONDITION: the commit is for more credits than are held, and its overage policy
 refuses that; metadata has "held" and "credits". The reservation stays open.
 """
+ERROR_REASON_GRANT_EXPIRY_PASSED: ErrorReason.ValueType  # 70
+"""INVALID_ARGUMENT: the grant would expire before it begins, or has expired already."""
+ERROR_REASON_GRANT_NOT_FOUND: ErrorReason.ValueType  # 71
+"""NOT_FOUND: the user has no grant with this id."""
+ERROR_REASON_USAGE_NOT_FOUND: ErrorReason.ValueType  # 72
+"""NOT_FOUND: the user has no such tool call or entry of tool calls, or it is archived."""
+ERROR_REASON_CORRECTION_LIMIT: ErrorReason.ValueType  # 73
+"""OUT_OF_RANGE: more would come back than was spent and has not come back yet; metadata has "correctable"."""
+ERROR_REASON_OVERDRAFT_IN_USE: ErrorReason.ValueType  # 74
+"""FAILED_PRECONDITION: the balance is further below zero than the new limit; metadata has "balance"."""
+ERROR_REASON_AS_OF_TIME_AHEAD: ErrorReason.ValueType  # 75
+"""OUT_OF_RANGE: a balance is told of the past, not of the future."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
@@ -139,6 +163,9 @@ class Grant(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    VOID_TIME_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
     """UUIDv7."""
     user_id: _builtins.str
@@ -159,6 +186,18 @@ class Grant(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was granted."""
 
+    @_builtins.property
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it can be spent."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When what is left of it expires; absent if never."""
+
+    @_builtins.property
+    def void_time(self) -> _timestamp_pb2.Timestamp:
+        """When what was left of it was voided; absent unless it was."""
+
     def __init__(
         self,
         *,
@@ -171,10 +210,13 @@ class Grant(_message.Message):
         priority: _builtins.int = ...,
         category: Global___GrantCategory.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        effective_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        void_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time", "expire_time", b"expire_time", "void_time", b"void_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "category", b"category", "create_time", b"create_time", "grant_id", b"grant_id", "priority", b"priority", "remaining", b"remaining", "source", b"source", "source_ref", b"source_ref", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "category", b"category", "create_time", b"create_time", "effective_time", b"effective_time", "expire_time", b"expire_time", "grant_id", b"grant_id", "priority", b"priority", "remaining", b"remaining", "source", b"source", "source_ref", b"source_ref", "user_id", b"user_id", "void_time", b"void_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,9 +240,9 @@ class Balance(_message.Message):
     available: _builtins.int
     """Credits that can be spent now: granted - used - reserved."""
     granted: _builtins.int
-    """Credits ever granted and not voided or expired."""
+    """Credits ever granted and not voided, expired or taken by an adjustment."""
     used: _builtins.int
-    """Credits ever spent."""
+    """Credits ever spent, less what was corrected."""
     reserved: _builtins.int
     """Credits held by open reservations."""
     version: _builtins.int
@@ -322,6 +364,8 @@ class GrantCreditsRequest(_message.Message):
     SOURCE_REF_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Required. The user."""
     amount: _builtins.int
@@ -334,6 +378,16 @@ class GrantCreditsRequest(_message.Message):
     """Optional. 0 to 100, lower burns first; absent means 50."""
     category: Global___GrantCategory.ValueType
     """Optional. Promotional unless said otherwise."""
+    @_builtins.property
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. From when on it can be spent; absent means now."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. When what is left of it expires; absent means never. In the future,
+        and after effective_time.
+        """
+
     def __init__(
         self,
         *,
@@ -343,10 +397,12 @@ class GrantCreditsRequest(_message.Message):
         source_ref: _builtins.str = ...,
         priority: _builtins.int | None = ...,
         category: Global___GrantCategory.ValueType = ...,
+        effective_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "effective_time", b"effective_time", "expire_time", b"expire_time", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "amount", b"amount", "category", b"category", "priority", b"priority", "source", b"source", "source_ref", b"source_ref", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "amount", b"amount", "category", b"category", "effective_time", b"effective_time", "expire_time", b"expire_time", "priority", b"priority", "source", b"source", "source_ref", b"source_ref", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -391,16 +447,25 @@ class GetBalanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    AS_OF_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """A user's id, or "me" or empty for the caller."""
+    @_builtins.property
+    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+        """Optional. A past instant: the balance has then available and version after the
+        last entry of the ledger at or before it, and granted, used and reserved are 0.
+        Before the account's first entry, and before it was opened, all are 0.
+        """
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
+        as_of_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
