@@ -1,7 +1,7 @@
 """
 The usage room: credit accounts, their ledger, and the record of every tool call.
 
-RPCs: finity.usage.v1.UsageService. Tables: credit_accounts, credit_grants,
+RPCs: finity.usage.v1.UsageService, ReportService. Tables: credit_accounts, credit_grants,
 credit_entries, credit_reservations, tool_usage, usage_rollups.
 Receives from auth: user_registered as OpenAccount, user_erased as EraseUser.
 

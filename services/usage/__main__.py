@@ -21,6 +21,7 @@ from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
 from services.usage.service.metering import MeteringService
 from services.usage.service.room import ROOM, Room
+from services.usage.service.watching import BalanceHub
 from services.usage.worker import look_ahead_forever
 
 # Statements of this room find every row by an index, and are planned once: at the sizes of a test
@@ -60,21 +61,25 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         )
         stack.push_async_callback(channel.close)
         verifier = TokenVerifier(Auth(channel), settings.issuer, clock)
+        hub = BalanceHub(database, clock, redis)
         room = Room(
             database=database,
             clock=clock,
             signup_credits=settings.signup_credits,
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
+            announce=hub.announce,
         )
         metering = MeteringService(room)
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
-        add_servicers(grpc.grpc, room, metering, PageTokens(settings.derive("pages")))
+        grpc.on_drain.append(hub.close)
+        add_servicers(grpc.grpc, room, metering, PageTokens(settings.derive("pages")), hub)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis),
                 metering.meter.run,
+                *hub.jobs(),
                 partial(look_ahead_forever, metering),
             )
         )

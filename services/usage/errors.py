@@ -1,6 +1,13 @@
 """The usage room's refusals; finity/usage/v1/usage.proto describes them to callers."""
 
-from chassis.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange
+from chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    ResourceExhausted,
+)
 
 
 class NoCredits(FailedPrecondition):
@@ -49,3 +56,27 @@ class AccountClosed(FailedPrecondition):
     """The user was erased; nothing is granted or spent any more."""
 
     reason = "ACCOUNT_CLOSED"
+
+
+class RangeTooLong(OutOfRange):
+    """The time range is longer than this grouping allows."""
+
+    reason = "RANGE_TOO_LONG"
+
+
+class UnknownTimeZone(InvalidArgument):
+    """No time zone has this IANA name."""
+
+    reason = "UNKNOWN_TIME_ZONE"
+
+
+class TimeZoneNotWholeHours(InvalidArgument):
+    """A day or month of this zone begins within an hour of UTC; group by HOUR, or in another."""
+
+    reason = "TIME_ZONE_NOT_WHOLE_HOURS"
+
+
+class TooManyWatchers(ResourceExhausted):
+    """As many balances are watched as may be; come back after the delay given."""
+
+    reason = "TOO_MANY_WATCHERS"

@@ -17,7 +17,6 @@ from chassis.pages import PageTokens
 from chassis.refusals import Conflict
 from chassis.times import read_time, to_timestamp
 from services.usage.domain import metering
-from services.usage.domain.accounts import Balance
 from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Grant, Terms
 from services.usage.domain.metering import Event, Outcome, Result
 from services.usage.errors import (
@@ -27,6 +26,7 @@ from services.usage.errors import (
     EventTimeOutOfRange,
     NoCredits,
 )
+from services.usage.rpc.balances import to_balance as _balance
 from services.usage.service.accounts import AccountService
 from services.usage.service.metering import MeteringService
 
@@ -177,18 +177,6 @@ def _terms(request: usage_pb2.GrantCreditsRequest) -> Terms:
     priority = request.priority if request.HasField("priority") else DEFAULT_PRIORITY
     category = _FROM_CATEGORY.get(request.category, Category.PROMOTIONAL)
     return Terms(request.source, request.source_ref, request.amount, priority, category)
-
-
-def _balance(balance: Balance) -> usage_pb2.Balance:
-    return usage_pb2.Balance(
-        user_id=str(balance.user_id),
-        available=balance.available,
-        granted=balance.granted,
-        used=balance.used,
-        reserved=balance.reserved,
-        version=balance.version,
-        close_time=to_timestamp(balance.closed_at) if balance.closed_at else None,
-    )
 
 
 def _grant(grant: Grant) -> usage_pb2.Grant:

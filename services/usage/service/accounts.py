@@ -53,13 +53,17 @@ class AccountService:
         async with self._room.database.transaction() as conn:
             await accounts.open_account(conn, user_id, now)
             book = await lock_book(conn, user_id, now)
-            if await grants.insert_grant(conn, grant):
+            inserted = await grants.insert_grant(conn, grant)
+            if inserted:
                 if book.closed_at is not None:
                     raise AccountClosed
                 book.add(grant, now)
                 await accounts.write_books(conn, [book], now)
-                return grant, book.balance()
-            first = await grants.find_grant(conn, user_id, terms.source, terms.source_ref)
+            else:
+                first = await grants.find_grant(conn, user_id, terms.source, terms.source_ref)
+        if inserted:
+            self._room.announce([user_id])
+            return grant, book.balance()
         asked = replace(terms, effective_at=terms.effective_at or first.created_at)
         if not any_terms and first.terms != asked:
             raise GrantRefReused
@@ -78,7 +82,8 @@ class AccountService:
             if book.closed_at is None:
                 book.close(now)
                 await accounts.write_books(conn, [book], now)
-            return book.balance()
+        self._room.announce([user_id])
+        return book.balance()
 
     async def get_balance(self, user_id: UUID) -> Balance:
         """Returns the account now; AccountNotOpen if there is none."""
@@ -93,4 +98,5 @@ class AccountService:
         async with self._room.database.transaction() as conn:
             book = await lock_book(conn, user_id, now)
             await accounts.write_books(conn, [book], now)
+        self._room.announce([user_id])
         return book.balance()

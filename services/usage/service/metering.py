@@ -86,6 +86,7 @@ class MeteringService:
         except asyncpg.UniqueViolationError as error:
             # The same event id for another user, in a flush that ran beside this one.
             raise Conflict from error
+        self._room.announce([user_id for user_id, spent in settlement.spent.items() if spent])
         return settlement.results
 
     async def _write(

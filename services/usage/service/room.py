@@ -1,5 +1,6 @@
 """What the use cases of the room stand on."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -11,6 +12,10 @@ from services.usage.errors import AccountNotOpen
 from services.usage.store import accounts
 
 ROOM = "usage"
+
+
+def nobody(_: Collection[UUID]) -> None:
+    """Stands where nobody wants to know which accounts changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Room:
     """Most events one flush writes."""
     queue_events: int
     """Most events that may wait for a flush."""
+    announce: Callable[[Collection[UUID]], None] = nobody
+    """Says which accounts a transaction changed; to be called after the commit."""
 
 
 async def lock_book(conn: Connection, user_id: UUID, now: datetime) -> Book:

@@ -36,6 +36,14 @@ async def get_balance(conn: Connection, user_id: UUID) -> Balance | None:
     return _balance(row) if row else None
 
 
+async def get_balances(conn: Connection, user_ids: Sequence[UUID]) -> dict[UUID, Balance]:
+    """Returns the accounts of those users who have one."""
+    rows = await conn.fetch(
+        f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", user_ids
+    )
+    return {row["user_id"]: _balance(row) for row in rows}
+
+
 async def lock_books(conn: Connection, user_ids: Iterable[UUID], now: datetime) -> dict[UUID, Book]:
     """
     Locks accounts in one order everywhere, for unsorted batches deadlock at once.

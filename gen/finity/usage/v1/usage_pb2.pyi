@@ -44,6 +44,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE: the account cannot hold that many credits."""
     ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 8
     """FAILED_PRECONDITION: the user was erased; nothing is granted or spent any more."""
+    ERROR_REASON_RANGE_TOO_LONG: _ErrorReason.ValueType  # 60
+    """OUT_OF_RANGE: the time range is longer than this grouping allows; metadata has "longest_days"."""
+    ERROR_REASON_UNKNOWN_TIME_ZONE: _ErrorReason.ValueType  # 61
+    """INVALID_ARGUMENT: no time zone has this IANA name."""
+    ERROR_REASON_TIME_ZONE_NOT_WHOLE_HOURS: _ErrorReason.ValueType  # 62
+    """INVALID_ARGUMENT: a day or month of this zone begins within an hour of UTC; group by HOUR, or in another zone."""
+    ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 63
+    """RESOURCE_EXHAUSTED: the process, or this caller, watches as many balances as it may; come back after the delay."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -66,6 +74,14 @@ ERROR_REASON_BALANCE_LIMIT: ErrorReason.ValueType  # 7
 """OUT_OF_RANGE: the account cannot hold that many credits."""
 ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 8
 """FAILED_PRECONDITION: the user was erased; nothing is granted or spent any more."""
+ERROR_REASON_RANGE_TOO_LONG: ErrorReason.ValueType  # 60
+"""OUT_OF_RANGE: the time range is longer than this grouping allows; metadata has "longest_days"."""
+ERROR_REASON_UNKNOWN_TIME_ZONE: ErrorReason.ValueType  # 61
+"""INVALID_ARGUMENT: no time zone has this IANA name."""
+ERROR_REASON_TIME_ZONE_NOT_WHOLE_HOURS: ErrorReason.ValueType  # 62
+"""INVALID_ARGUMENT: a day or month of this zone begins within an hour of UTC; group by HOUR, or in another zone."""
+ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 63
+"""RESOURCE_EXHAUSTED: the process, or this caller, watches as many balances as it may; come back after the delay."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
