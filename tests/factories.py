@@ -154,6 +154,7 @@ async def open_usage(
     signup_credits: int = 0,
     flush_events: int = 4000,
     queue_events: int = 50_000,
+    thresholds: Sequence[int] = (),
 ) -> AsyncIterator[UsageRoom]:
     """The usage room with its flusher running; any number of them may share a database."""
     room = usage_room.Room(
@@ -162,6 +163,7 @@ async def open_usage(
         signup_credits=signup_credits,
         flush_events=flush_events,
         queue_events=queue_events,
+        thresholds=thresholds,
     )
     metering = MeteringService(room)
     await metering.make_partitions()

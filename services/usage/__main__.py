@@ -11,6 +11,7 @@ from chassis import logs, migrate, server
 from chassis.callers import Authenticator
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
+from chassis.outbox import Relay
 from chassis.pages import PageTokens
 from chassis.postgres import open_database
 from chassis.roles import role_of
@@ -21,6 +22,7 @@ from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
 from services.usage.service.metering import MeteringService
 from services.usage.service.room import ROOM, Room
+from services.usage.service.thresholds import AUTH
 from services.usage.service.watching import BalanceHub
 from services.usage.worker import look_ahead_forever
 
@@ -60,7 +62,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             settings.default_deadline,
         )
         stack.push_async_callback(channel.close)
-        verifier = TokenVerifier(Auth(channel), settings.issuer, clock)
+        auth = Auth(channel)
+        verifier = TokenVerifier(auth, settings.issuer, clock)
         hub = BalanceHub(database, clock, redis)
         room = Room(
             database=database,
@@ -69,6 +72,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
             announce=hub.announce,
+            thresholds=settings.usage_thresholds,
         )
         metering = MeteringService(room)
         authenticator = Authenticator(settings.service_keys, verifier)
@@ -80,6 +84,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
                 partial(verifier.run, redis),
                 metering.meter.run,
                 *hub.jobs(),
+                Relay(ROOM, database, {AUTH: auth.deliver}, clock).run,
                 partial(look_ahead_forever, metering),
             )
         )

@@ -44,9 +44,19 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "credit_reservations": WRITE,
         "tool_usage": APPEND,
         "usage_rollups": WRITE,
+        "usage_thresholds": APPEND,
+        "usage_outbox": APPEND,
+        "usage_deliveries": WRITE,
     },
 }
-INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "auth_outbox")
+INSERT_ONLY = (
+    "admin_logs",
+    "tool_usage",
+    "credit_entries",
+    "auth_outbox",
+    "usage_outbox",
+    "usage_thresholds",
+)
 # Everybody may read how far the database is migrated: services ask at their start.
 SHARED = {"finity_migrations": READ}
 

@@ -140,3 +140,7 @@ async def test_a_file_over_the_wire(
         await refused.read()
     assert refusal_of(error.value) == (StatusCode.OUT_OF_RANGE, "RANGE_TOO_LONG")
     assert "content-disposition" not in dict(await refused.initial_metadata())
+    request.end_time.nanos = -1
+    with pytest.raises(aio.AioRpcError) as error:
+        await stub.ExportUsage(request, metadata=person.metadata).read()
+    assert refusal_of(error.value) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")

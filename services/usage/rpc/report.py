@@ -2,17 +2,18 @@
 
 import contextlib
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 from uuid import UUID
 
 from finity.usage.v1 import report_pb2, report_pb2_grpc
 from google.api import httpbody_pb2
+from google.protobuf.message import Message
 from grpc import aio
 
 from chassis.calls import current_call
 from chassis.pages import PageTokens
-from chassis.times import to_timestamp
+from chassis.times import read_time, to_timestamp
 from services.usage.domain.reports import Period
 from services.usage.rpc.balances import to_balance
 from services.usage.service.reports import Report, ReportService
@@ -85,11 +86,10 @@ class ReportServicer(report_pb2_grpc.ReportServiceServicer):
                 yield report_pb2.ExportUsageResponse(file=file)
 
 
-def _range(
-    request: report_pb2.SummarizeUsageRequest | report_pb2.ExportUsageRequest,
-) -> tuple[datetime, datetime]:
-    # The contract requires both, within years that have a datetime.
-    return request.start_time.ToDatetime(UTC), request.end_time.ToDatetime(UTC)
+def _range(request: Message) -> tuple[datetime, datetime]:
+    # The contract requires both.
+    start, end = read_time(request, "start_time"), read_time(request, "end_time")
+    return cast("datetime", start), cast("datetime", end)
 
 
 def _summaries(report: Report) -> list[report_pb2.UsageSummary]:

@@ -1,6 +1,6 @@
 """What the use cases of the room stand on."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -32,6 +32,8 @@ class Room:
     """Most events that may wait for a flush."""
     announce: Callable[[Collection[UUID]], None] = nobody
     """Says which accounts a transaction changed; to be called after the commit."""
+    thresholds: Sequence[int] = ()
+    """Shares of a month's credits, percent, that users are told of when they are spent."""
 
 
 async def lock_book(conn: Connection, user_id: UUID, now: datetime) -> Book:
