@@ -51,14 +51,13 @@ async def test_without_the_key_each_delivery_is_a_mail(auth: AuthRoom, owner: Co
     assert await mails(owner, email) == 5
 
 
+ERASED = (
+    "password_hash = NULL, deletion_requested_at = now(), erasure_due_at = now(), erased_at = now()"
+)
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        "email_verified_at = NULL",
-        "banned_at = now(), ban_reason = 'test'",
-        "password_hash = NULL, deletion_requested_at = now(), erasure_due_at = now(),"
-        " erased_at = now()",
-    ],
+    "change", ["email_verified_at = NULL", "banned_at = now(), ban_reason = 'test'", ERASED]
 )
 async def test_nobody_else_is_written_to(auth: AuthRoom, owner: Connection, change: str) -> None:
     """An unverified address, a banned or erased account and an unknown user get nothing."""

@@ -33,9 +33,10 @@ from tests.factories import (
     make_terms,
     open_usage,
     reason_of,
+    start_process,
 )
 from tests.fakes import FakeClock
-from tests.running import House, free_port, refusal_of
+from tests.running import SERVICE_KEY, House, bearer, free_port, refusal_of
 
 NEVER = 3600.0
 Watched = AsyncGenerator[Balance, None]
@@ -390,6 +391,49 @@ async def test_a_user_watches_over_the_wire(house: House) -> None:
     with pytest.raises(aio.AioRpcError) as refused:
         await nobody.read()
     assert refusal_of(refused.value) == (StatusCode.FAILED_PRECONDITION, "ACCOUNT_NOT_OPEN")
+
+
+async def test_who_comes_back_misses_nothing(house: House) -> None:
+    """What changed between two streams is in the first message of the second, however often."""
+    person = await house.person(credits=10)
+    stub = report_pb2_grpc.ReportServiceStub(house.usage_channel)
+    version = 0
+    for number in range(15):
+        stream = stub.WatchBalance(report_pb2.WatchBalanceRequest(), metadata=person.metadata)
+        balance = (await anext(aiter(stream))).balance
+        assert (balance.available, balance.version) == (10 + number, 1 + number)
+        assert balance.version > version
+        version = balance.version
+        stream.cancel()
+        grant = usage_pb2.GrantCreditsRequest(
+            user_id=person.user_id, amount=1, source="test", source_ref=f"{number}"
+        )
+        await house.usage.GrantCredits(grant, metadata=house.service)
+
+
+async def test_a_stopping_service_does_not_wait_for_its_watchers(
+    database_url: str, redis_url: str, owner: Connection, clock: FakeClock
+) -> None:
+    """SIGTERM ends an open stream with OK, long before the drain would be over."""
+    user_id, port = await make_account(owner, clock), free_port()
+    process = await start_process(
+        "usage", database_url, redis_url, {"FINITY_DRAIN_SECONDS": "60"}, port=port
+    )
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stream = report_pb2_grpc.ReportServiceStub(channel).WatchBalance(
+                report_pb2.WatchBalanceRequest(user_id=str(user_id)),
+                metadata=bearer(SERVICE_KEY),
+                wait_for_ready=True,
+            )
+            await asyncio.wait_for(stream.read(), 60)
+            process.child.terminate()
+            assert await asyncio.wait_for(stream.read(), 30) is aio.EOF
+            assert await stream.code() is StatusCode.OK
+        code, _ = await asyncio.wait_for(process.finish(), 30)
+        assert code == 0
+    finally:
+        await process.kill()
 
 
 async def test_a_process_that_stops_ends_its_streams(
