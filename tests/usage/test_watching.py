@@ -46,10 +46,9 @@ Watched = AsyncGenerator[Balance, None]
 async def open_hub(
     database: Database, clock: FakeClock, redis: Redis | None = None
 ) -> AsyncIterator[BalanceHub]:
-    """One process's hub with its jobs running; with `redis`, once it hears the others."""
+    """One process's hub with its jobs running."""
     hub = BalanceHub(database, clock, redis)
     async with server.background(*hub.jobs()):
-        await until(lambda: redis is None or hub._hears)
         yield hub
 
 
@@ -183,8 +182,33 @@ async def test_another_process_is_told_over_redis(
     ):
         watched = [reader.watch(user_id, SERVICE) for user_id in users]
         assert {(await told(each)).available for each in watched} == {100}
+        await until(lambda: reader._hears)
         await usage.metering.record([make_event(user_id, clock.now()) for user_id in users])
         assert {(await told(each)).available for each in watched} == {99}
+
+
+async def test_a_process_listens_while_somebody_watches(
+    usage_database: Database, owner: Connection, clock: FakeClock, redis_url: str
+) -> None:
+    """The last watcher's end stops it at the next message; the next watcher starts it again."""
+    user_id = await make_account(owner, clock, credits=100)
+    async with (
+        Redis.from_url(redis_url) as one,
+        Redis.from_url(redis_url) as two,
+        open_hub(usage_database, clock, one) as writer,
+        open_hub(usage_database, clock, two) as reader,
+        announcing(usage_database, clock, writer) as usage,
+    ):
+        for _ in range(3):
+            assert not reader._hears
+            watched = reader.watch(user_id, SERVICE)
+            await told(watched)
+            await until(lambda: reader._hears)
+            await spend(usage, user_id, clock)
+            await told(watched)
+            await watched.aclose()
+            await spend(usage, user_id, clock)
+            await until(lambda: not reader._hears)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -247,6 +271,7 @@ async def test_what_was_said_while_redis_was_away_is_read(
     ):
         watched = hub.watch(user_id, SERVICE)
         await told(watched)
+        await until(lambda: hub._hears)
         await redis.client_kill_filter(_type="pubsub")
         await spend(usage, user_id, clock)
         assert (await told(watched)).available == 9

@@ -3,10 +3,11 @@ Balances as they change, for everybody who watches one.
 
 Whoever writes an account announces it after the commit. This process reads what its
 own subscribers watch at once and tells the other processes over Redis, where a
-message is user ids and nothing else. Every balance is read by one reader, one read
-after the other, so that none goes out after a newer one. What no message told, and
-what begins or expires by itself, is found by reading everything watched every few
-seconds: a lost message costs that long and nothing else.
+message is user ids and nothing else; a process listens while somebody watches there.
+Every balance is read by one reader, one read after the other, so that none goes out
+after a newer one. What no message told, and what begins or expires by itself, is
+found by reading everything watched every few seconds: a lost message costs that long
+and nothing else.
 """
 
 import asyncio
@@ -36,6 +37,8 @@ REREAD_SECONDS = 5.0
 REREAD_ALONE_SECONDS = 1.0
 # Changes that come meanwhile are read, or told, together.
 GATHER_SECONDS = 0.002
+# The same where no other process listened to the message before.
+GATHER_ALONE_SECONDS = 0.05
 # After a failure, before the next try.
 PAUSE_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
@@ -108,6 +111,7 @@ class BalanceHub:
         self._to_tell: set[UUID] = set()
         self._read_now = asyncio.Event()
         self._tell_now = asyncio.Event()
+        self._watched = asyncio.Event()
         self._hears = False
 
     def announce(self, user_ids: Collection[UUID]) -> None:
@@ -131,6 +135,7 @@ class BalanceHub:
         watcher = Watcher()
         self._callers[caller.key] += 1
         self._watchers.setdefault(user_id, set()).add(watcher)
+        self._watched.set()
         self._mark([user_id])
         try:
             while (balance := await watcher.take()) is not None:
@@ -170,15 +175,16 @@ class BalanceHub:
 
     async def tell(self, redis: Redis) -> None:
         """Tells the other processes which accounts this one changed, until cancelled."""
+        others = 0
         while True:
             await self._tell_now.wait()
-            await asyncio.sleep(GATHER_SECONDS)
+            await asyncio.sleep(GATHER_SECONDS if others else GATHER_ALONE_SECONDS)
             self._tell_now.clear()
             users, self._to_tell = self._to_tell, set()
             message = self._sender + b"".join(user_id.bytes for user_id in users)
             try:
                 async with asyncio.timeout(PUBLISH_SECONDS):
-                    await redis.publish(CHANNEL, message)
+                    others = await redis.publish(CHANNEL, message) - self._hears
             except (RedisError, OSError, TimeoutError):
                 # The others read by themselves.
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -186,19 +192,29 @@ class BalanceHub:
     async def hear(self, redis: Redis) -> None:
         """Reads what other processes say they changed, until cancelled."""
         while True:
+            await self._watched.wait()
             try:
-                async with redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(CHANNEL)
-                    self._hears = True
-                    # Whatever was said before has not been heard.
-                    self._mark(list(self._watchers))
-                    async for message in channel.listen():
-                        self._heard(message["data"])
+                await self._hear_while_watched(redis)
+                continue
             except (RedisError, OSError, TimeoutError, EOFError, ValueError) as error:
                 _log.warning("redis is gone; balances are polled", error=type(error).__name__)
             finally:
                 self._hears = False
             await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _hear_while_watched(self, redis: Redis) -> None:
+        async with redis.pubsub() as channel:
+            await channel.subscribe(CHANNEL)
+            async for message in channel.listen():
+                if message["type"] == "message":
+                    self._heard(message["data"])
+                else:
+                    self._hears = True
+                    # Whatever was said before has not been heard.
+                    self._mark(list(self._watchers))
+                if not self._watchers:
+                    self._watched.clear()
+                    return
 
     def _heard(self, message: bytes) -> None:
         sender, ids = message[:_ID], message[_ID:]
