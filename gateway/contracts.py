@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
+from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 SERVICE = re.compile(r"finity\.(?P<room>[a-z]+)\.v\d+\.\w+")
+FILE = "google.api.HttpBody"
 VARIABLE = re.compile(r"{(?P<field>[^}=]+)(=(?P<segments>[^}]+))?}")
 # One path segment. A colon ends it, for what follows is a custom verb such as ":setRole".
 SEGMENT = "[^/:]+"
@@ -29,6 +30,11 @@ class Route:
     template: str
     body: str
     """Name of the field the body fills; "*" for the whole request, "" for no body."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the answer is a file that comes in pieces, and no JSON."""
+        return bool(self.method.server_streaming)
 
     @property
     def name(self) -> str:
@@ -128,13 +134,20 @@ def _bindings(method: MethodDescriptor, rule: http_pb2.HttpRule | None) -> Itera
     owner = SERVICE.fullmatch(method.containing_service.full_name)
     if not owner:
         raise ContractError(f"{method.full_name}: only packages finity.<room>.v1 have HTTP routes")
-    if method.client_streaming or method.server_streaming:
-        raise ContractError(f"{method.full_name}: a stream has no JSON route")
     for binding in (rule, *rule.additional_bindings):
+        if method.client_streaming or (method.server_streaming and not _is_file(method, binding)):
+            raise ContractError(f"{method.full_name}: only a stream of HttpBody has a route")
         pattern = binding.WhichOneof("pattern")
         verb = binding.custom.kind if pattern == "custom" else str(pattern).upper()
         template = binding.custom.path if pattern == "custom" else getattr(binding, str(pattern))
         yield Route(owner["room"], method, verb, template, binding.body)
+
+
+def _is_file(method: MethodDescriptor, binding: http_pb2.HttpRule) -> bool:
+    """Tells whether answers are bytes with a type of their own, to be passed on as they are."""
+    fields = method.output_type.fields_by_name
+    body = fields[binding.response_body].message_type if binding.response_body else None
+    return (body or method.output_type).full_name == FILE
 
 
 def _object(field: FieldDescriptor) -> Descriptor | None:

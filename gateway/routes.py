@@ -10,10 +10,12 @@ ENVOY = "type.googleapis.com/envoy."
 FILTERS = "envoy.filters.http."
 # What the gateway adds to the time a service is given, so that the inner refusal wins.
 GRACE_SECONDS = 0.5
+# A download takes as long as its reader; it is bounded by the service and by silence.
+FILE_SECONDS = 600.0
 # Answers any cache may keep; all others are private to the caller.
 CACHED = {"finity.auth.v1.AuthService.GetSigningKeys": "public, max-age=600"}
 CORS_MAX_AGE_SECONDS = 600
-EXPOSED = "x-request-id, retry-after"
+EXPOSED = "x-request-id, retry-after, content-disposition"
 
 
 def virtual_host(settings: GatewaySettings, routes: list[Route]) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def _entries(settings: GatewaySettings, route: Route) -> Iterable[dict[str, Any]
 
 
 def _forward(settings: GatewaySettings, route: Route) -> dict[str, Any]:
-    given = settings.gateway_timeout_seconds
+    given = FILE_SECONDS if route.is_file else settings.gateway_timeout_seconds
     entry: dict[str, Any] = {
         "route": {
             "cluster": route.room,

@@ -46,6 +46,7 @@ def write_imports(target: Path) -> None:
         "--include_imports",
         f"--descriptor_set_out={google}",
         "google/api/annotations.proto",
+        "google/api/httpbody.proto",
         "google/rpc/error_details.proto",
         "google/rpc/status.proto",
         "google/protobuf/timestamp.proto",

@@ -146,6 +146,7 @@ async def open_usage(
     signup_credits: int = 0,
     flush_events: int = 4000,
     queue_events: int = 50_000,
+    thresholds: Sequence[int] = (),
 ) -> AsyncIterator[UseCases]:
     """The usage room with its flusher running; any number of them may share a database."""
     room = usage_room.Room(
@@ -154,6 +155,7 @@ async def open_usage(
         signup_credits=signup_credits,
         flush_events=flush_events,
         queue_events=queue_events,
+        thresholds=thresholds,
     )
     usage = UseCases(room)
     await usage.metering.make_partitions()

@@ -11,6 +11,7 @@ from chassis import logs, migrate, server
 from chassis.callers import Authenticator
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
+from chassis.outbox import Relay
 from chassis.pages import PageTokens
 from chassis.postgres import open_database
 from chassis.roles import role_of
@@ -20,7 +21,9 @@ from services.usage.config import Settings
 from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
 from services.usage.service.room import ROOM, Room
+from services.usage.service.thresholds import AUTH
 from services.usage.service.use_cases import UseCases
+from services.usage.service.watching import BalanceHub
 from services.usage.worker import (
     detach_forever,
     forget_forever,
@@ -65,22 +68,29 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             settings.default_deadline,
         )
         stack.push_async_callback(channel.close)
-        verifier = TokenVerifier(Auth(channel), settings.issuer, clock)
+        auth = Auth(channel)
+        verifier = TokenVerifier(auth, settings.issuer, clock)
+        hub = BalanceHub(database, clock, redis)
         room = Room(
             database=database,
             clock=clock,
             signup_credits=settings.signup_credits,
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
+            announce=hub.announce,
+            thresholds=settings.usage_thresholds,
         )
         cases = UseCases(room)
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
+        grpc.on_drain.append(hub.close)
         pages, secret = PageTokens(settings.derive("pages")), settings.derive("idempotency")
-        add_servicers(grpc.grpc, cases, pages, secret)
+        add_servicers(grpc.grpc, cases, hub, pages, secret)
         await stack.enter_async_context(
             server.background(
                 partial(verifier.run, redis),
+                *hub.jobs(),
+                Relay(ROOM, database, {AUTH: auth.deliver}, clock).run,
                 cases.metering.meter.run,
                 cases.reservations.desk.run,
                 partial(look_ahead_forever, cases.metering),

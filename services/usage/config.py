@@ -1,8 +1,13 @@
 """What the usage room is told by its environment; read only by __main__."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from chassis.settings import ROOM_PORTS, ServiceSettings
+
+WHOLE = 100
 
 
 class Settings(ServiceSettings):
@@ -35,3 +40,21 @@ class Settings(ServiceSettings):
         if months == 1:
             raise ValueError("must be 0 or at least 2, because events may come 35 days late")
         return months
+
+    usage_thresholds: Annotated[tuple[int, ...], NoDecode] = (80, 100)
+    """Shares of a month's credits, percent, at which a user gets a mail, comma-separated; empty
+    for none."""
+
+    @field_validator("usage_thresholds", mode="before")
+    @classmethod
+    def _split_thresholds(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("usage_thresholds")
+    @classmethod
+    def _check_thresholds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(1 <= percent <= WHOLE for percent in value):
+            raise ValueError("must be percentages from 1 to 100 such as 80,100")
+        return value

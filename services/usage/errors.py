@@ -6,6 +6,7 @@ from chassis.errors import (
     InvalidArgument,
     NotFound,
     OutOfRange,
+    ResourceExhausted,
 )
 
 
@@ -127,3 +128,27 @@ class AsOfTimeAhead(OutOfRange):
     """A balance is told of the past, not of the future."""
 
     reason = "AS_OF_TIME_AHEAD"
+
+
+class RangeTooLong(OutOfRange):
+    """The time range is longer than this grouping allows."""
+
+    reason = "RANGE_TOO_LONG"
+
+
+class UnknownTimeZone(InvalidArgument):
+    """No time zone has this IANA name."""
+
+    reason = "UNKNOWN_TIME_ZONE"
+
+
+class TimeZoneNotWholeHours(InvalidArgument):
+    """A day or month of this zone begins within an hour of UTC; group by HOUR, or in another."""
+
+    reason = "TIME_ZONE_NOT_WHOLE_HOURS"
+
+
+class TooManyWatchers(ResourceExhausted):
+    """As many balances are watched as may be; come back after the delay given."""
+
+    reason = "TOO_MANY_WATCHERS"

@@ -48,9 +48,20 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "usage_corrections": APPEND,
         "usage_idempotency_keys": ALL,
         "usage_verifications": WRITE,
+        "usage_thresholds": APPEND,
+        "usage_outbox": APPEND,
+        "usage_deliveries": WRITE,
     },
 }
-INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "usage_corrections", "auth_outbox")
+INSERT_ONLY = (
+    "admin_logs",
+    "tool_usage",
+    "credit_entries",
+    "usage_corrections",
+    "auth_outbox",
+    "usage_outbox",
+    "usage_thresholds",
+)
 # Everybody may read how far the database is migrated: services ask at their start.
 SHARED = {"finity_migrations": READ}
 

@@ -5,7 +5,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from tests.contracts.descriptors import ROOMS, SERVICES, comments, elements, files
 
-READS = ("Get", "List", "Validate", "Search", "Check", "Export", "Explain", "Watch")
+READS = ("Get", "List", "Validate", "Search", "Check", "Export", "Explain", "Watch", "Summarize")
 # A mutating method without idempotency_key, and what makes it safe to repeat instead.
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),

@@ -62,4 +62,6 @@ def shown(default: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple) and value:
+        return ",".join(map(str, value))
     return str(value) if value not in (None, "", {}, ()) else "none"

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from gateway.contracts import Route, routes
 from gateway.render import DESCRIPTORS
+from gateway.routes import FILE_SECONDS
 from tests.gateway.harness import ORIGIN, TIMEOUT, Answer, Gateway, Rooms, message_class
 
 ROUTES = routes(DESCRIPTORS.read_bytes())
@@ -25,6 +26,8 @@ def test_every_annotated_method_is_reachable(gateway: Gateway, rooms: Rooms, rou
     service = route.method.containing_service.full_name
     assert rooms.calls[-1].method == f"/{service}/{route.method.name}"
     assert answer.status == 200, answer.body
+    if route.is_file:
+        return
     assert answer.headers["content-type"] == "application/json"
     response = message_class(route.method.output_type.full_name)()
     json_format.Parse(answer.body, response)
@@ -102,6 +105,14 @@ def test_clients_cannot_steer_envoy(gateway: Gateway, rooms: Rooms) -> None:
     assert seen["x-envoy-original-path"] == "/v1/users"
     assert not seen["x-forwarded-for"].endswith("1.2.3.4")
     assert seen.keys().isdisjoint({"x-envoy-anything", "x-envoy-upstream-rq-timeout-ms", "cookie"})
+
+
+def test_a_file_may_take_as_long_as_its_reader(gateway: Gateway, rooms: Rooms) -> None:
+    (route,) = [route for route in ROUTES if route.is_file]
+    gateway.call(route.verb, route.template.replace("{user_id}", "me"))
+    remaining = rooms.calls[-1].time_remaining
+    assert remaining is not None
+    assert TIMEOUT < remaining <= FILE_SECONDS
 
 
 def test_services_learn_their_deadline(gateway: Gateway, rooms: Rooms) -> None:

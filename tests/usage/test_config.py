@@ -22,6 +22,7 @@ def test_the_defaults_are_a_laptops() -> None:
         "127.0.0.1:50051",
     )
     assert settings.signup_credits == 100
+    assert settings.usage_thresholds == (80, 100)
     assert settings.queue_events >= settings.flush_events
 
 
@@ -36,6 +37,7 @@ def test_the_defaults_are_a_laptops() -> None:
         ("FINITY_QUEUE_EVENTS", "0"),
         ("FINITY_USAGE_RETENTION_MONTHS", "1"),
         ("FINITY_USAGE_RETENTION_MONTHS", "-1"),
+        ("FINITY_USAGE_THRESHOLDS", "80,101"),
     ],
 )
 def test_a_wrong_value_is_told_by_its_name(
@@ -58,3 +60,12 @@ def test_production_takes_no_development_value(
     monkeypatch.delenv(variable)
     with pytest.raises(SettingsError, match=variable):
         load(Settings)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("50, 90", (50, 90)), ("", ())])
+def test_thresholds_are_a_list(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: tuple[int, ...]
+) -> None:
+    """Percentages by comma; empty tells nobody."""
+    monkeypatch.setenv("FINITY_USAGE_THRESHOLDS", value)
+    assert load(Settings).usage_thresholds == expected

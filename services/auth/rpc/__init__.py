@@ -44,6 +44,7 @@ from services.auth.service.emails import EmailService
 from services.auth.service.imports import ImportService
 from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.mfa import MfaService
+from services.auth.service.notices import NoticeService
 from services.auth.service.oauth import OAuthService
 from services.auth.service.passkeys import PasskeyService
 from services.auth.service.passwords import PasswordService
@@ -88,7 +89,7 @@ def add_servicers(
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     lifecycle = LifecycleServicer(LifecycleService(room))
     account_pb2_grpc.add_AccountLifecycleServiceServicer_to_server(lifecycle, server)
-    emails = EmailServicer(room, EmailService(room, sessions))
+    emails = EmailServicer(room, EmailService(room, sessions), NoticeService(room))
     email_pb2_grpc.add_EmailServiceServicer_to_server(emails, server)
     listed = SessionServicer(room, SessionListService(room))
     session_pb2_grpc.add_SessionServiceServicer_to_server(listed, server)

@@ -1,5 +1,7 @@
 """EmailService on the wire: message in, use case, message out."""
 
+from uuid import UUID
+
 from finity.auth.v1 import email_pb2, email_pb2_grpc
 
 from chassis.calls import current_call
@@ -9,14 +11,16 @@ from services.auth.domain.emails import Proof
 from services.auth.domain.users import normalise_email
 from services.auth.rpc.messages import Context, means, to_tokens, to_user
 from services.auth.service.emails import NOBODY, EmailService
+from services.auth.service.notices import USAGE_THRESHOLD, NoticeService
 from services.auth.service.room import Room
 
 
 class EmailServicer(email_pb2_grpc.EmailServiceServicer):
     """The contract's methods in the contract's order."""
 
-    def __init__(self, room: Room, emails: EmailService) -> None:
+    def __init__(self, room: Room, emails: EmailService, notices: NoticeService) -> None:
         self._emails = emails
+        self._notices = notices
         self._secret = room.derive("idempotency")
 
     async def RequestEmailVerification(
@@ -81,3 +85,17 @@ class EmailServicer(email_pb2_grpc.EmailServiceServicer):
     ) -> email_pb2.ConfirmEmailChangeResponse:
         user = await self._emails.confirm_change(request.secret)
         return email_pb2.ConfirmEmailChangeResponse(user=to_user(user))
+
+    async def NotifyUser(
+        self, request: email_pb2.NotifyUserRequest, context: Context
+    ) -> email_pb2.NotifyUserResponse:
+        notice = request.usage_threshold
+        values = {
+            "month": notice.month,
+            "percent": str(notice.percent),
+            "used": str(notice.used),
+            "available": str(notice.available),
+        }
+        key = key_of(request, self._secret)
+        sent = await self._notices.notify(UUID(request.user_id), USAGE_THRESHOLD, values, key)
+        return email_pb2.NotifyUserResponse(sent=sent)

@@ -3,6 +3,8 @@
 from finity.usage.v1 import (
     ledger_pb2,
     ledger_pb2_grpc,
+    report_pb2,
+    report_pb2_grpc,
     reservation_pb2,
     reservation_pb2_grpc,
     usage_pb2,
@@ -12,18 +14,23 @@ from grpc import aio
 
 from chassis.pages import PageTokens
 from services.usage.rpc.ledger import LedgerServicer
+from services.usage.rpc.report import ReportServicer
 from services.usage.rpc.reservations import ReservationServicer
 from services.usage.rpc.usage import UsageServicer
 from services.usage.service.use_cases import UseCases
+from services.usage.service.watching import BalanceHub
 
 CONTRACTS = [
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
     reservation_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"],
+    report_pb2.DESCRIPTOR.services_by_name["ReportService"],
 ]
 
 
-def add_servicers(server: aio.Server, cases: UseCases, pages: PageTokens, secret: bytes) -> None:
+def add_servicers(
+    server: aio.Server, cases: UseCases, hub: BalanceHub, pages: PageTokens, secret: bytes
+) -> None:
     """
     Serves every contract of the room.
 
@@ -36,3 +43,5 @@ def add_servicers(server: aio.Server, cases: UseCases, pages: PageTokens, secret
     reservation_pb2_grpc.add_ReservationServiceServicer_to_server(reservations, server)
     ledger = LedgerServicer(cases.ledger, cases.proofs, pages, secret)
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server)
+    reports = ReportServicer(cases.reports, hub, pages)
+    report_pb2_grpc.add_ReportServiceServicer_to_server(reports, server)

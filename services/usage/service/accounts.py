@@ -28,7 +28,7 @@ class AccountService:
         room = self._room
         if room.signup_credits == 0:
             now = room.clock.now()
-            async with room.database.transaction() as conn:
+            async with room.writing(user_id) as conn:
                 await accounts.open_account(conn, user_id, now)
                 return (await lock_book(conn, user_id, now)).balance()
         terms = Terms(
@@ -59,17 +59,20 @@ class AccountService:
         now = self._room.clock.now()
         effective = terms.effective_at or now
         grant = Grant(uuid7(now), user_id, terms, terms.amount, now, effective, granted_by=actor)
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
             await accounts.open_account(conn, user_id, now)
             book = await lock_book(conn, user_id, now)
             # Sent again after it expired, it is the first grant still.
-            if not lapsed(grant, now) and await grants.insert_grant(conn, grant):
+            inserted = not lapsed(grant, now) and await grants.insert_grant(conn, grant)
+            if inserted:
                 if book.closed_at is not None:
                     raise AccountClosed
                 book.add(grant, now)
                 await accounts.write_books(conn, [book], now)
-                return grant, book.balance()
-            first = await grants.find_grant(conn, user_id, terms.source, terms.source_ref)
+            else:
+                first = await grants.find_grant(conn, user_id, terms.source, terms.source_ref)
+        if inserted:
+            return grant, book.balance()
         if first is None:
             raise GrantExpiryPassed
         asked = replace(terms, effective_at=terms.effective_at or first.created_at)
@@ -84,13 +87,13 @@ class AccountService:
         One that was never opened is closed too: the event that opens it may still come.
         """
         now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
             await accounts.open_account(conn, user_id, now)
             book = await lock_book(conn, user_id, now)
             if book.closed_at is None:
                 book.close(now)
                 await accounts.write_books(conn, [book], now)
-            return book.balance()
+        return book.balance()
 
     async def get_balance(self, user_id: UUID) -> Balance:
         """Returns the account now; AccountNotOpen if there is none."""
@@ -101,7 +104,7 @@ class AccountService:
         if balance.due_at is None or balance.due_at > now:
             return balance
         # Something begins or expires: whoever asks first writes it.
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
             book = await lock_book(conn, user_id, now)
             await accounts.write_books(conn, [book], now)
         return book.balance()

@@ -106,7 +106,7 @@ class LedgerService:
     async def void_grant(self, user_id: UUID, grant_id: UUID, act: Act) -> tuple[Grant, Balance]:
         """Voids what is left of a grant; one that was voided stays as it is."""
         now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
             book = await lock_book(conn, user_id, now)
             found = await _with_grants(conn, book, [grant_id])
             if not found:
@@ -126,7 +126,7 @@ class LedgerService:
         NoCredits if more would be taken than could be spent.
         """
         now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
 
             async def effect() -> Done:
                 book = await _lock_open(conn, user_id, now, act)
@@ -149,7 +149,7 @@ class LedgerService:
     async def set_overdraft_limit(self, user_id: UUID, limit: int, act: Act) -> Balance:
         """Sets how far below zero an account may go; the same limit again changes nothing."""
         now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
             book = await _lock_open(conn, user_id, now, act)
             if book.overdraft_limit == limit:
                 return book.balance()
@@ -178,7 +178,7 @@ class LedgerService:
         more than it cost and has not got back yet.
         """
         now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
 
             async def effect() -> Done:
                 book = await _lock_open(conn, user_id, now, act)

@@ -14,7 +14,9 @@ from services.usage.domain import metering
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.domain.metering import Event, Result
+from services.usage.domain.thresholds import Crossing
 from services.usage.service.room import ROOM, Room
+from services.usage.service.thresholds import Thresholds
 from services.usage.store import accounts
 from services.usage.store import metering as store
 
@@ -31,6 +33,7 @@ class MeteringService:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self._thresholds = Thresholds(room.thresholds)
         self.meter = Lanes(
             [
                 GroupCommit(
@@ -85,6 +88,7 @@ class MeteringService:
         now = self._room.clock.now()
         users = {event.user_id for event in events}
         busy: dict[UUID, Balance] = {}
+        crossings: Sequence[Crossing] = ()
         try:
             async with self._room.database.transaction(lock_ms=FLUSH_LOCK_MS) as conn:
                 if wait:
@@ -94,10 +98,12 @@ class MeteringService:
                 recorded = await store.find_events(conn, [event.id for event in events])
                 settlement = metering.settle(events, books, recorded, busy)
                 if settlement.accepted:
-                    await self._write(conn, settlement, books, now)
+                    crossings = await self._write(conn, settlement, books, now)
         except asyncpg.UniqueViolationError as error:
             # The same event id for another user, in a flush that ran beside this one.
             raise Conflict from error
+        self._thresholds.remember(crossings)
+        self._room.announce([user_id for user_id, spent in settlement.spent.items() if spent])
         return settlement.results
 
     async def _write(
@@ -106,7 +112,7 @@ class MeteringService:
         settlement: metering.Settlement,
         books: dict[UUID, Book],
         now: datetime,
-    ) -> None:
+    ) -> Sequence[Crossing]:
         charged = sorted(user_id for user_id, spent in settlement.spent.items() if spent)
         entry_of = {
             user_id: books[user_id].spend(settlement.spent[user_id], now).id for user_id in charged
@@ -114,3 +120,4 @@ class MeteringService:
         if charged:
             await accounts.write_books(conn, [books[user_id] for user_id in charged], now)
         await store.write_events(conn, settlement.accepted, entry_of)
+        return await self._thresholds.enqueue(conn, [books[user_id] for user_id in charged], now)

@@ -85,7 +85,7 @@ class ReservationService:
         if hold.state is not State.OPEN or hold.expires_at > now:
             return hold
         # It is over: whoever asks first writes it.
-        async with self._room.database.transaction() as conn:
+        async with self._room.writing(user_id) as conn:
             book = await lock_book(conn, user_id, now)
             await accounts.write_books(conn, [book], now)
             return await self._find(conn, user_id, reservation_id)
@@ -105,6 +105,7 @@ class ReservationService:
             books = await accounts.lock_due_books(conn, now, limit)
             if books:
                 await accounts.write_books(conn, books, now)
+        self._room.announce([book.user_id for book in books])
         return len(books)
 
     async def _find(self, conn: Connection, user_id: UUID, reservation_id: UUID) -> Hold:
@@ -144,6 +145,7 @@ class ReservationService:
         except asyncpg.UniqueViolationError as error:
             # The same id for another user, in a flush that ran beside this one.
             raise Conflict from error
+        self._room.announce([book.user_id for book in changed])
         return results
 
 

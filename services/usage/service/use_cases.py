@@ -4,6 +4,7 @@ from services.usage.service.accounts import AccountService
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 from services.usage.service.proofs import ProofService
+from services.usage.service.reports import ReportService
 from services.usage.service.reservations import ReservationService
 from services.usage.service.room import Room
 
@@ -18,3 +19,4 @@ class UseCases:
         self.reservations = ReservationService(room)
         self.ledger = LedgerService(room, self.accounts)
         self.proofs = ProofService(room)
+        self.reports = ReportService(room)

@@ -1,5 +1,6 @@
 """Requests of EmailService; a secret is one that was mailed to somebody new."""
 
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -48,6 +49,14 @@ async def _confirm(given: Given) -> Message:
     return email_pb2.ConfirmEmailChangeRequest(secret=await _secret(given, "email_change", to))
 
 
+def _notify(given: Given) -> Message:
+    return email_pb2.NotifyUserRequest(
+        user_id=given.somebody.user_id,
+        idempotency_key=secrets.token_hex(8),
+        usage_threshold=email_pb2.UsageThreshold(month="2026-01", percent=80, used=8, available=2),
+    )
+
+
 async def _secret(given: Given, template: str, to: str) -> str:
     async with connect_owner(given.house.database_url) as owner:
         return (await newest(owner, template, to)).secret
@@ -72,4 +81,5 @@ FACTORIES: dict[Any, Callable[[Given], Message | Awaitable[Message]]] = {
     email_pb2.SignInRequest: _sign_in,
     email_pb2.RequestEmailChangeRequest: _change,
     email_pb2.ConfirmEmailChangeRequest: _confirm,
+    email_pb2.NotifyUserRequest: _notify,
 }

@@ -410,3 +410,95 @@ class ConfirmEmailChangeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfirmEmailChangeResponse: _TypeAlias = ConfirmEmailChangeResponse  # noqa: Y015
+
+@_typing.final
+class NotifyUserRequest(_message.Message):
+    """NotifyUserRequest names a user and says what to write about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    USAGE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Required. The user."""
+    idempotency_key: _builtins.str
+    """Required, 1 to 64 visible ASCII characters, kept 72 hours: the event's id. The same key
+    with the same request sends no second mail.
+    """
+    @_builtins.property
+    def usage_threshold(self) -> Global___UsageThreshold:
+        """Optional. A share of the month's credits is spent."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        usage_threshold: Global___UsageThreshold | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["notice", b"notice", "usage_threshold", b"usage_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "notice", b"notice", "usage_threshold", b"usage_threshold", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_notice: _TypeAlias = _typing.Literal["usage_threshold"]  # noqa: Y015
+    _WhichOneofArgType_notice: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_notice) -> _WhichOneofReturnType_notice | None: ...
+
+Global___NotifyUserRequest: _TypeAlias = NotifyUserRequest  # noqa: Y015
+
+@_typing.final
+class UsageThreshold(_message.Message):
+    """UsageThreshold says how much of a month's credits is spent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONTH_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    month: _builtins.str
+    """Required. The calendar month, UTC, as "2026-11"."""
+    percent: _builtins.int
+    """Required. The share that was reached: 1 to 100 percent."""
+    used: _builtins.int
+    """Required. Credits spent in the month."""
+    available: _builtins.int
+    """Optional. Credits left."""
+    def __init__(
+        self,
+        *,
+        month: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        used: _builtins.int = ...,
+        available: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "month", b"month", "percent", b"percent", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageThreshold: _TypeAlias = UsageThreshold  # noqa: Y015
+
+@_typing.final
+class NotifyUserResponse(_message.Message):
+    """NotifyUserResponse says whether there was somebody to write to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENT_FIELD_NUMBER: _builtins.int
+    sent: _builtins.bool
+    """Whether a mail is on its way, now or by an earlier call with this key."""
+    def __init__(
+        self,
+        *,
+        sent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent", b"sent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NotifyUserResponse: _TypeAlias = NotifyUserResponse  # noqa: Y015

@@ -80,6 +80,11 @@ class EmailServiceStub:
                 request_serializer=finity_dot_auth_dot_v1_dot_email__pb2.ConfirmEmailChangeRequest.SerializeToString,
                 response_deserializer=finity_dot_auth_dot_v1_dot_email__pb2.ConfirmEmailChangeResponse.FromString,
                 _registered_method=True)
+        self.NotifyUser = channel.unary_unary(
+                '/finity.auth.v1.EmailService/NotifyUser',
+                request_serializer=finity_dot_auth_dot_v1_dot_email__pb2.NotifyUserRequest.SerializeToString,
+                response_deserializer=finity_dot_auth_dot_v1_dot_email__pb2.NotifyUserResponse.FromString,
+                _registered_method=True)
 
 
 class EmailServiceServicer:
@@ -157,6 +162,15 @@ class EmailServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NotifyUser(self, request, context):
+        """Mails a user what another service has to say, in the words of auth's own
+        templates. Called by the usage-threshold event. Nobody is written to whose
+        account is gone or banned, or whose address is not verified.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmailServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +213,11 @@ def add_EmailServiceServicer_to_server(servicer, server):
                     servicer.ConfirmEmailChange,
                     request_deserializer=finity_dot_auth_dot_v1_dot_email__pb2.ConfirmEmailChangeRequest.FromString,
                     response_serializer=finity_dot_auth_dot_v1_dot_email__pb2.ConfirmEmailChangeResponse.SerializeToString,
+            ),
+            'NotifyUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.NotifyUser,
+                    request_deserializer=finity_dot_auth_dot_v1_dot_email__pb2.NotifyUserRequest.FromString,
+                    response_serializer=finity_dot_auth_dot_v1_dot_email__pb2.NotifyUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -423,6 +442,33 @@ class EmailService:
             '/finity.auth.v1.EmailService/ConfirmEmailChange',
             finity_dot_auth_dot_v1_dot_email__pb2.ConfirmEmailChangeRequest.SerializeToString,
             finity_dot_auth_dot_v1_dot_email__pb2.ConfirmEmailChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NotifyUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finity.auth.v1.EmailService/NotifyUser',
+            finity_dot_auth_dot_v1_dot_email__pb2.NotifyUserRequest.SerializeToString,
+            finity_dot_auth_dot_v1_dot_email__pb2.NotifyUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,11 @@ class EmailServiceStub:
     """Changes the address by the secret of a link if nobody has it by now, ends
     all sessions but the one that asked, and tells both addresses.
     """
+    NotifyUser: _aio.UnaryUnaryMultiCallable[_email_pb2.NotifyUserRequest, _email_pb2.NotifyUserResponse]
+    """Mails a user what another service has to say, in the words of auth's own
+    templates. Called by the usage-threshold event. Nobody is written to whose
+    account is gone or banned, or whose address is not verified.
+    """
 
 class EmailServiceServicer(metaclass=_abc_1.ABCMeta):
     """EmailService sends single-use links and codes and takes them back. A link's
@@ -146,6 +151,17 @@ class EmailServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_email_pb2.ConfirmEmailChangeResponse]:
         """Changes the address by the secret of a link if nobody has it by now, ends
         all sessions but the one that asked, and tells both addresses.
+        """
+
+    @_abc_1.abstractmethod
+    def NotifyUser(
+        self,
+        request: _email_pb2.NotifyUserRequest,
+        context: _aio.ServicerContext[_email_pb2.NotifyUserRequest, _abc.Awaitable[_email_pb2.NotifyUserResponse]],
+    ) -> _abc.Awaitable[_email_pb2.NotifyUserResponse]:
+        """Mails a user what another service has to say, in the words of auth's own
+        templates. Called by the usage-threshold event. Nobody is written to whose
+        account is gone or banned, or whose address is not verified.
         """
 
 def add_EmailServiceServicer_to_server(servicer: EmailServiceServicer, server: _aio.Server) -> None: ...

@@ -72,6 +72,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the balance is further below zero than the new limit; metadata has "balance"."""
     ERROR_REASON_AS_OF_TIME_AHEAD: _ErrorReason.ValueType  # 75
     """OUT_OF_RANGE: a balance is told of the past, not of the future."""
+    ERROR_REASON_RANGE_TOO_LONG: _ErrorReason.ValueType  # 60
+    """OUT_OF_RANGE: the time range is longer than this grouping allows; metadata has "longest_days"."""
+    ERROR_REASON_UNKNOWN_TIME_ZONE: _ErrorReason.ValueType  # 61
+    """INVALID_ARGUMENT: no time zone has this IANA name."""
+    ERROR_REASON_TIME_ZONE_NOT_WHOLE_HOURS: _ErrorReason.ValueType  # 62
+    """INVALID_ARGUMENT: a day or month of this zone begins within an hour of UTC; group by HOUR, or in another zone."""
+    ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 63
+    """RESOURCE_EXHAUSTED: the process, or this caller, watches as many balances as it may; come back after the delay."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -122,6 +130,14 @@ ERROR_REASON_OVERDRAFT_IN_USE: ErrorReason.ValueType  # 74
 """FAILED_PRECONDITION: the balance is further below zero than the new limit; metadata has "balance"."""
 ERROR_REASON_AS_OF_TIME_AHEAD: ErrorReason.ValueType  # 75
 """OUT_OF_RANGE: a balance is told of the past, not of the future."""
+ERROR_REASON_RANGE_TOO_LONG: ErrorReason.ValueType  # 60
+"""OUT_OF_RANGE: the time range is longer than this grouping allows; metadata has "longest_days"."""
+ERROR_REASON_UNKNOWN_TIME_ZONE: ErrorReason.ValueType  # 61
+"""INVALID_ARGUMENT: no time zone has this IANA name."""
+ERROR_REASON_TIME_ZONE_NOT_WHOLE_HOURS: ErrorReason.ValueType  # 62
+"""INVALID_ARGUMENT: a day or month of this zone begins within an hour of UTC; group by HOUR, or in another zone."""
+ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 63
+"""RESOURCE_EXHAUSTED: the process, or this caller, watches as many balances as it may; come back after the delay."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
