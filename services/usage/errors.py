@@ -85,3 +85,9 @@ class ReservationExceeded(FailedPrecondition):
     """The commit is for more credits than are held, and its overage policy refuses that."""
 
     reason = "RESERVATION_EXCEEDED"
+
+
+class LeaseFenced(FailedPrecondition):
+    """Its holder has taken another lease since; this one ended and its credits went back."""
+
+    reason = "LEASE_FENCED"

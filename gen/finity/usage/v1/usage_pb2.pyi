@@ -60,6 +60,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the commit is for more credits than are held, and its overage policy
     refuses that; metadata has "held" and "credits". The reservation stays open.
     """
+    ERROR_REASON_LEASE_FENCED: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION: the lease's holder has taken another one since, or the fence is not the
+    lease's; metadata has "fence", that of the last lease.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -97,6 +101,10 @@ ERROR_REASON_RESERVATION_EXPIRED: ErrorReason.ValueType  # 34
 ERROR_REASON_RESERVATION_EXCEEDED: ErrorReason.ValueType  # 35
 """FAILED_PRECONDITION: the commit is for more credits than are held, and its overage policy
 refuses that; metadata has "held" and "credits". The reservation stays open.
+"""
+ERROR_REASON_LEASE_FENCED: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION: the lease's holder has taken another one since, or the fence is not the
+lease's; metadata has "fence", that of the last lease.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
