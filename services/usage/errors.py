@@ -152,3 +152,9 @@ class TooManyWatchers(ResourceExhausted):
     """As many balances are watched as may be; come back after the delay given."""
 
     reason = "TOO_MANY_WATCHERS"
+
+
+class LeaseFenced(FailedPrecondition):
+    """Its holder has taken another lease since; this one ended and its credits went back."""
+
+    reason = "LEASE_FENCED"

@@ -43,6 +43,8 @@ CLIENT_IDS = {
     "CommitReservation": ("reservation_id", "a reservation is committed once"),
     "ReleaseReservation": ("reservation_id", "a reservation is released once"),
     "ExtendReservation": ("reservation_id", "an end only moves away, to the same time from now"),
+    "LeaseCredits": ("lease_id", "made by the caller, once per lease"),
+    "SettleLease": ("lease_id", "a lease is settled once"),
     "StartSignIn": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),
     "FinishSignIn": ("flow", "made by the service for one use; a repeat is refused"),
     "StartLinking": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),

@@ -106,6 +106,11 @@ class Book:
         self._retire_all(ended, at)
         self._resolve(hold, state, at)
 
+    def returnable(self, hold: Hold, at: datetime) -> int:
+        """Returns how many credits more there would be to spend after a release."""
+        ended = {grant.id for grant in self.grants if self._end_of(grant, at) is not None}
+        return sum(draw.amount for draw in hold.draws if draw.grant_id not in ended)
+
     def keep(self, hold: Hold) -> Hold:
         """Takes in a hold as it is now, to be written."""
         self.holds[hold.id] = self.changed_holds[hold.id] = hold

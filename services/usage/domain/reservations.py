@@ -1,6 +1,6 @@
-"""The rules of reservations: what is asked of them, and what becomes of it."""
+"""The rules of reservations and leases: what is asked of them, and what becomes of it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -10,6 +10,7 @@ from uuid import UUID
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.domain.holds import Hold, State
+from services.usage.domain.metering import Event
 
 DEFAULT_TTL = timedelta(minutes=5)
 
@@ -37,6 +38,7 @@ class Outcome(Enum):
     COMMITTED = "committed"
     RELEASED = "released"
     EXPIRED = "expired"
+    FENCED = "fenced"
 
 
 class Reserve(NamedTuple):
@@ -72,7 +74,45 @@ class Extend(NamedTuple):
     ttl: timedelta
 
 
-Request = Reserve | Commit | Release | Extend
+class Lease(NamedTuple):
+    """Asks for credits to be held for a holder, whose earlier lease ends."""
+
+    id: UUID
+    user_id: UUID
+    credits: int
+    ttl: timedelta
+    holder: str
+
+
+class Renewal(NamedTuple):
+    """Asks for the next lease of the same holder, of as many credits as there are up to these."""
+
+    id: UUID
+    credits: int
+    ttl: timedelta
+
+
+class Settle(NamedTuple):
+    """Asks for the calls of a lease to be recorded and the rest to be given back."""
+
+    id: UUID
+    fence: int
+    calls: tuple[Event, ...]
+    renewal: Renewal | None = None
+
+    @property
+    def used(self) -> int:
+        return sum(call.credits for call in self.calls)
+
+
+class Fence(NamedTuple):
+    """The last lease of a holder."""
+
+    number: int
+    lease_id: UUID
+
+
+Request = Reserve | Commit | Release | Extend | Lease | Settle
 
 
 class Result(NamedTuple):
@@ -88,6 +128,9 @@ class Result(NamedTuple):
     """Those of them that are missing."""
     entry_id: UUID | None = None
     """The entry with which it was used up just now."""
+    calls: tuple[Event, ...] = ()
+    """Those of a lease that was settled just now."""
+    renewed: Hold | None = None
 
 
 _RESOLVED = {
@@ -105,16 +148,27 @@ class Desk:
     """Locked, and matured."""
     busy: Mapping[UUID, Balance]
     """Accounts somebody else holds."""
-    recorded: Collection[UUID]
-    """Ids of requests that are those of recorded tool calls."""
+    recorded: dict[UUID, Event]
+    """Recorded tool calls with the ids of requests, and with those of calls to be settled."""
     now: datetime
     holds: dict[UUID, Hold] = field(default_factory=dict)
     """Those asked about that exist; of locked accounts their book knows better."""
+    fences: dict[tuple[UUID, str], Fence] = field(default_factory=dict)
+    """By user and holder; the lease of each is among the holds."""
+    moved: set[tuple[UUID, str]] = field(default_factory=set)
+    """Fences to be written."""
 
     def decide(self, request: Request) -> Result:
         """Does what is asked if it can be done; what was done before is answered as then."""
         if isinstance(request, Reserve):
             return self._reserve(request)
+        if isinstance(request, Lease):
+            return self._lease(request)
+        if isinstance(request, Settle):
+            return self._settle(request)
+        return self._resolve(request)
+
+    def _resolve(self, request: Commit | Release | Extend) -> Result:
         hold = self._find(request.id)
         # A lease is settled by its holder, and by nothing else.
         if hold is None or hold.holder:
@@ -143,40 +197,135 @@ class Desk:
         hold = self._find(request.id)
         if hold is not None:
             return _reserved_before(hold, request)
-        refused = self._admit(request.user_id, request.credits)
+        refused = self._admit(request.user_id) or self._cover(request.user_id, request.credits)
         if refused is not None:
             return refused
         if request.id in self.recorded:
             return Result(Outcome.EVENT_ID_REUSED)
-        book, until = self.books[request.user_id], self.now + request.ttl
-        hold = book.reserve(
-            Hold(
-                request.id,
-                request.user_id,
-                request.credits,
-                request.tool_name,
-                self.now,
-                until,
-                until,
-            ),
-            self.now,
-        )
-        self.holds[hold.id] = hold
+        hold = self._hold(request)
         return Result(Outcome.DONE, hold, hold.available)
 
-    def _admit(self, user_id: UUID, amount: int) -> Result | None:
-        """Refuses what an account cannot hold."""
+    def _hold(self, request: Reserve | Lease, fence: int = 0) -> Hold:
+        tool_name = request.tool_name if isinstance(request, Reserve) else ""
+        holder = request.holder if isinstance(request, Lease) else ""
+        until = self.now + request.ttl
+        asked = Hold(
+            request.id,
+            request.user_id,
+            request.credits,
+            tool_name,
+            self.now,
+            until,
+            until,
+            holder=holder,
+            fence=fence,
+        )
+        hold = self.books[request.user_id].reserve(asked, self.now)
+        self.holds[hold.id] = hold
+        return hold
+
+    def _lease(self, request: Lease) -> Result:
+        hold = self._find(request.id)
+        if hold is not None:
+            return _leased_before(hold, request)
+        refused = self._admit(request.user_id)
+        if refused is not None:
+            return refused
+        book = self.books[request.user_id]
+        earlier = self._last(request.user_id, request.holder)
+        back = book.returnable(earlier, self.now) if earlier else 0
+        refused = self._cover(request.user_id, request.credits, back)
+        if refused is not None:
+            return refused
+        if earlier is not None:
+            book.release(earlier, self.now)
+        hold = self._take(request)
+        return Result(Outcome.DONE, hold, hold.available)
+
+    def _take(self, request: Lease) -> Hold:
+        """Holds a lease's credits and moves its holder's fence."""
+        holder = (request.user_id, request.holder)
+        number = self.fences[holder].number + 1 if holder in self.fences else 1
+        self.fences[holder] = Fence(number, request.id)
+        self.moved.add(holder)
+        return self._hold(request, number)
+
+    def _last(self, user_id: UUID, holder: str) -> Hold | None:
+        """Returns the holder's lease if it is still open."""
+        fence = self.fences.get((user_id, holder))
+        hold = self._find(fence.lease_id) if fence else None
+        return hold if hold is not None and hold.state is State.OPEN else None
+
+    def _settle(self, request: Settle) -> Result:
+        hold = self._find(request.id)
+        if hold is None or not hold.holder:
+            return Result(Outcome.NOT_FOUND)
+        if hold.state is not State.OPEN or request.fence != hold.fence:
+            return self._settled_before(hold, request)
+        book = self.books.get(hold.user_id)
+        if book is None:
+            return Result(Outcome.ACCOUNT_BUSY)
+        calls = tuple(call._replace(user_id=hold.user_id) for call in request.calls)
+        refused = self._unfit(book, hold, request)
+        if refused is not None:
+            return refused
+        entry = book.commit(hold, request.used, None, self.now)
+        self.recorded.update((call.id, call) for call in calls)
+        renewed = self._renew(book, hold, request.renewal)
+        settled, left = book.holds[hold.id], book.available
+        return Result(Outcome.DONE, settled, left, entry_id=entry.id, calls=calls, renewed=renewed)
+
+    def _unfit(self, book: Book, hold: Hold, request: Settle) -> Result | None:
+        """Refuses a settlement of more than is held, or under ids that are taken."""
+        if request.used > hold.amount:
+            more = request.used - hold.amount
+            return Result(Outcome.EXCEEDED, hold, book.available, more)
+        ids = {call.id for call in request.calls}
+        if len(ids) < len(request.calls) or not self.recorded.keys().isdisjoint(ids):
+            return Result(Outcome.EVENT_ID_REUSED)
+        if request.renewal is not None and self._find(request.renewal.id) is not None:
+            return Result(Outcome.ID_REUSED)
+        return None
+
+    def _renew(self, book: Book, hold: Hold, renewal: Renewal | None) -> Hold | None:
+        """Takes the holder's next lease, of what is there; None if that is nothing."""
+        there = 0 if book.closed_at is not None else book.available
+        if renewal is None or there <= 0:
+            return None
+        amount = min(renewal.credits, there)
+        return self._take(Lease(renewal.id, hold.user_id, amount, renewal.ttl, hold.holder))
+
+    def _settled_before(self, hold: Hold, request: Settle) -> Result:
+        calls = (call._replace(user_id=hold.user_id) for call in request.calls)
+        same = (hold.fence, hold.committed) == (request.fence, request.used)
+        if same and all(self.recorded.get(call.id) == call for call in calls):
+            renewed = self._find(request.renewal.id) if request.renewal else None
+            renewed = renewed.as_made() if renewed else None
+            return Result(Outcome.DONE, hold, _left(hold, renewed), renewed=renewed)
+        last = self.fences[hold.user_id, hold.holder].number
+        if request.fence != hold.fence or hold.state is State.RELEASED:
+            return Result(Outcome.FENCED, hold, asked=last)
+        if hold.state is State.EXPIRED and hold.fence < last:
+            return Result(Outcome.FENCED, hold, asked=last)
+        return Result(_RESOLVED[hold.state], hold)
+
+    def _admit(self, user_id: UUID) -> Result | None:
+        """Refuses an account that can hold nothing."""
         book = self.books.get(user_id)
         if book is None:
             busy = user_id in self.busy
             return Result(Outcome.ACCOUNT_BUSY if busy else Outcome.ACCOUNT_NOT_OPEN)
         if book.closed_at is not None:
             return Result(Outcome.ACCOUNT_CLOSED)
-        # Nothing is held on overdraft: debt that may come back has no grant to come back to.
-        if amount > book.available:
-            short = amount - book.available
-            return Result(Outcome.NO_CREDITS, None, book.available, amount, short)
         return None
+
+    def _cover(self, user_id: UUID, amount: int, back: int = 0) -> Result | None:
+        """Refuses what is more than there is and comes `back` first."""
+        # Nothing is held on overdraft: debt that may come back has no grant to come back to.
+        there = self.books[user_id].available + back
+        if amount <= there:
+            return None
+        return Result(Outcome.NO_CREDITS, None, there, amount, amount - there)
 
     def _commit(self, book: Book, hold: Hold, request: Commit) -> Result:
         refused = _overage(book, hold, request)
@@ -214,6 +363,17 @@ def _reserved_before(hold: Hold, request: Reserve) -> Result:
     if hold.holder or asked != request:
         return Result(Outcome.ID_REUSED)
     return Result(Outcome.DONE, hold.as_made(), hold.available)
+
+
+def _leased_before(hold: Hold, request: Lease) -> Result:
+    ttl = hold.first_expires_at - hold.created_at
+    if Lease(hold.id, hold.user_id, hold.amount, ttl, hold.holder) != request:
+        return Result(Outcome.ID_REUSED)
+    return Result(Outcome.DONE, hold.as_made(), hold.available)
+
+
+def _left(settled: Hold, renewed: Hold | None) -> int:
+    return renewed.available if renewed else settled.resolved_available or 0
 
 
 def _answer_again(hold: Hold, request: Commit | Release | Extend) -> Result:

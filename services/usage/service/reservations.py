@@ -1,6 +1,7 @@
-"""Reservations: credits held for a call while it runs, in flushes as calls are metered."""
+"""Reservations and leases: credits held while calls run, in flushes as calls are metered."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -16,15 +17,18 @@ from services.usage.domain.holds import Hold, State
 from services.usage.domain.metering import Event
 from services.usage.domain.reservations import (
     Desk,
+    Lease,
     Outcome,
     Request,
     Reserve,
     Result,
+    Settle,
 )
 from services.usage.errors import (
     AccountClosed,
     AccountNotOpen,
     EventIdReused,
+    LeaseFenced,
     NoCredits,
     ReservationCommitted,
     ReservationExceeded,
@@ -53,6 +57,7 @@ _REFUSALS: dict[Outcome, type[Refusal]] = {
     Outcome.COMMITTED: ReservationCommitted,
     Outcome.RELEASED: ReservationReleased,
     Outcome.EXPIRED: ReservationExpired,
+    Outcome.FENCED: LeaseFenced,
 }
 
 
@@ -72,10 +77,12 @@ class ReservationService:
         Returns the hold and what is left to spend once it is durable; a refusal for
         each other outcome.
         """
-        (result,) = await self.desk.submit([request])
-        if result.outcome is not Outcome.DONE or result.hold is None:
-            raise _REFUSALS[result.outcome](metadata=_metadata(result))
-        return result.hold, result.available
+        hold, available, _ = await self._ask(request)
+        return hold, available
+
+    async def settle(self, request: Settle) -> tuple[Hold, int, Hold | None]:
+        """The same for a lease; returns the next one too, None without one."""
+        return await self._ask(request)
 
     async def get(self, user_id: UUID, reservation_id: UUID) -> Hold:
         """Returns a reservation as it is now; ReservationNotFound unless it is the user's."""
@@ -98,6 +105,12 @@ class ReservationService:
             if found < SWEEP_AT_ONCE:
                 break
         return swept
+
+    async def _ask(self, request: Request) -> tuple[Hold, int, Hold | None]:
+        (result,) = await self.desk.submit([request])
+        if result.outcome is not Outcome.DONE or result.hold is None:
+            raise _REFUSALS[result.outcome](metadata=_metadata(result))
+        return result.hold, result.available, result.renewed
 
     async def _sweep(self, limit: int) -> int:
         now = self._room.clock.now()
@@ -132,16 +145,15 @@ class ReservationService:
                     books = await accounts.lock_books(conn, users, now)
                 else:
                     books, busy = await accounts.lock_free_books(conn, users, now)
-                ids = [request.id for request in requests]
-                holds = {hold.id: hold for hold in await store.find_holds(conn, ids)}
-                recorded = {event.id for event in await metering.find_events(conn, ids)}
-                await accounts.add_drawn(conn, books, _open(holds.values()))
-                desk = Desk(books, busy, recorded, now, holds)
+                desk = await _desk(conn, requests, books, busy, now)
                 results = [desk.decide(request) for request in requests]
                 changed = [book for book in books.values() if book.changed_holds]
                 if changed:
                     await accounts.write_books(conn, changed, now)
                     await _write_calls(conn, results)
+                if desk.moved:
+                    moved = {holder: desk.fences[holder] for holder in sorted(desk.moved)}
+                    await store.write_fences(conn, moved)
         except asyncpg.UniqueViolationError as error:
             # The same id for another user, in a flush that ran beside this one.
             raise Conflict from error
@@ -150,9 +162,32 @@ class ReservationService:
 
 
 async def _users(conn: Connection, requests: Sequence[Request]) -> set[UUID]:
-    users = {request.user_id for request in requests if isinstance(request, Reserve)}
-    others = [request.id for request in requests if not isinstance(request, Reserve)]
+    users = {request.user_id for request in requests if isinstance(request, Reserve | Lease)}
+    others = [request.id for request in requests if not isinstance(request, Reserve | Lease)]
     return users | await store.find_owners(conn, others) if others else users
+
+
+async def _desk(
+    conn: Connection,
+    requests: Sequence[Request],
+    books: Mapping[UUID, Book],
+    busy: Mapping[UUID, Balance],
+    now: datetime,
+) -> Desk:
+    """Reads all that the requests are about."""
+    settled = [request for request in requests if isinstance(request, Settle)]
+    ids = [request.id for request in requests]
+    renewals = [request.renewal.id for request in settled if request.renewal]
+    holds = {hold.id: hold for hold in await store.find_holds(conn, [*ids, *renewals])}
+    calls = [call.id for request in settled for call in request.calls]
+    recorded = {event.id: event for event in await metering.find_events(conn, [*ids, *calls])}
+    holders = {(each.user_id, each.holder) for each in requests if isinstance(each, Lease)}
+    holders |= {(hold.user_id, hold.holder) for hold in holds.values() if hold.holder}
+    fences = await store.find_fences(conn, holders) if holders else {}
+    last = [fence.lease_id for fence in fences.values() if fence.lease_id not in holds]
+    holds |= {hold.id: hold for hold in await store.find_holds(conn, last)} if last else {}
+    await accounts.add_drawn(conn, books, _open(holds.values()))
+    return Desk(books, busy, recorded, now, holds, fences)
 
 
 def _open(holds: Iterable[Hold]) -> list[Hold]:
@@ -160,12 +195,16 @@ def _open(holds: Iterable[Hold]) -> list[Hold]:
 
 
 async def _write_calls(conn: Connection, results: Sequence[Result]) -> None:
-    """Records each commit as the tool call it was for."""
-    done = [(result.hold, result.entry_id) for result in results if result.entry_id]
-    calls = [(_call(hold), entry_id) for hold, entry_id in done if hold is not None]
-    if calls:
+    """Records each commit as the tool call it was for, each settlement as its calls."""
+    paid = [
+        (call, result.entry_id)
+        for result in results
+        if result.entry_id is not None and result.hold is not None
+        for call in (result.calls if result.hold.holder else (_call(result.hold),))
+    ]
+    if paid:
         await metering.write_paid_events(
-            conn, [event for event, _ in calls], [entry_id for _, entry_id in calls]
+            conn, [call for call, _ in paid], [entry_id for _, entry_id in paid]
         )
 
 
@@ -185,4 +224,6 @@ def _metadata(result: Result) -> dict[str, str]:
     if result.outcome is Outcome.EXCEEDED and result.hold is not None:
         held = result.hold.amount
         return {"held": str(held), "credits": str(held + result.asked)}
+    if result.outcome is Outcome.FENCED:
+        return {"fence": str(result.asked)}
     return {}

@@ -1,6 +1,6 @@
 """Reservations, leases among them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -9,6 +9,7 @@ from asyncpg import Record
 from chassis.postgres import Connection
 from services.usage.domain.accounts import Draw
 from services.usage.domain.holds import Hold, State
+from services.usage.domain.reservations import Fence
 
 _HOLD = (
     "r.id, r.user_id, r.amount, r.tool_name, r.created_at, r.first_expires_at, r.expires_at,"
@@ -122,6 +123,34 @@ SELECT id, user_id, amount, tool_name, created_at, first_expires_at, expires_at,
     holder, fence
 FROM hold WHERE is_new
 """
+
+
+async def find_fences(
+    conn: Connection, holders: Collection[tuple[UUID, str]]
+) -> dict[tuple[UUID, str], Fence]:
+    """Returns the last lease of each of the holders that had one."""
+    rows = await conn.fetch(
+        "SELECT l.user_id, l.holder, l.fence, l.lease_id"
+        " FROM unnest($1::uuid[], $2::text[]) AS h (user_id, holder)"
+        " JOIN credit_lease_holders l ON l.user_id = h.user_id AND l.holder = h.holder",
+        [user_id for user_id, _ in holders],
+        [holder for _, holder in holders],
+    )
+    return {(row["user_id"], row["holder"]): Fence(row["fence"], row["lease_id"]) for row in rows}
+
+
+async def write_fences(conn: Connection, fences: Mapping[tuple[UUID, str], Fence]) -> None:
+    """Writes the last leases of holders, under the locks of their accounts."""
+    await conn.execute(
+        "INSERT INTO credit_lease_holders (user_id, holder, fence, lease_id)"
+        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[])"
+        " ON CONFLICT (user_id, holder)"
+        " DO UPDATE SET fence = excluded.fence, lease_id = excluded.lease_id",
+        [user_id for user_id, _ in fences],
+        [holder for _, holder in fences],
+        [fence.number for fence in fences.values()],
+        [fence.lease_id for fence in fences.values()],
+    )
 
 
 def _hold(row: Record) -> Hold:

@@ -56,10 +56,30 @@ async def _get(given: Given) -> Message:
     )
 
 
+async def _lease(given: Given) -> reservation_pb2.LeaseCreditsRequest:
+    request = await _reserve(given)
+    return reservation_pb2.LeaseCreditsRequest(
+        lease_id=request.reservation_id, user_id=request.user_id, credits=1, holder="contract"
+    )
+
+
+async def _settle(given: Given) -> Message:
+    stub = reservation_pb2_grpc.ReservationServiceStub(given.house.usage_channel)
+    answer = await stub.LeaseCredits(await _lease(given), metadata=given.house.service)
+    call = reservation_pb2.LeasedCall(
+        event_id=str(uuid7(given.clock.now())), tool_name="contract", credits=1
+    )
+    return reservation_pb2.SettleLeaseRequest(
+        lease_id=answer.lease.lease_id, fence=answer.lease.fence, calls=[call]
+    )
+
+
 FACTORIES: dict[Any, Callable[[Given], Awaitable[Message]]] = {
     reservation_pb2.ReserveCreditsRequest: _reserve,
     reservation_pb2.CommitReservationRequest: _commit,
     reservation_pb2.ReleaseReservationRequest: _release,
     reservation_pb2.ExtendReservationRequest: _extend,
     reservation_pb2.GetReservationRequest: _get,
+    reservation_pb2.LeaseCreditsRequest: _lease,
+    reservation_pb2.SettleLeaseRequest: _settle,
 }

@@ -3,9 +3,11 @@
 isort:skip_file
 Credits held for a call while it runs."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -421,3 +423,259 @@ class GetReservationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReservationResponse: _TypeAlias = GetReservationResponse  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    """Lease is a block of credits held for a caller that burns it locally."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """The caller's UUIDv7."""
+    user_id: _builtins.str
+    """Whose credits."""
+    holder: _builtins.str
+    """Who burns them."""
+    credits: _builtins.int
+    """Credits held."""
+    fence: _builtins.int
+    """Grows with every lease of the holder for this user, from 1; settling needs it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; nothing may be burned from then on."""
+
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        credits: _builtins.int = ...,
+        fence: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "credits", b"credits", "expire_time", b"expire_time", "fence", b"fence", "holder", b"holder", "lease_id", b"lease_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
+class LeaseCreditsRequest(_message.Message):
+    """LeaseCreditsRequest asks for a block of credits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Required. UUIDv7 made by the caller, once per lease (RFC 9562); the idempotency key."""
+    user_id: _builtins.str
+    """Required. Whose credits."""
+    credits: _builtins.int
+    """Required. 1 to 1,000,000."""
+    holder: _builtins.str
+    """Required. Who burns them, e.g. one replica of a gateway. 1 to 100 of: letters,
+    digits, dot, underscore, colon, slash, hyphen.
+    """
+    ttl_seconds: _builtins.int
+    """Optional. Seconds to hold them for: 1 to 86,400; 0 means 300."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        credits: _builtins.int = ...,
+        holder: _builtins.str = ...,
+        ttl_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "holder", b"holder", "lease_id", b"lease_id", "ttl_seconds", b"ttl_seconds", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseCreditsRequest: _TypeAlias = LeaseCreditsRequest  # noqa: Y015
+
+@_typing.final
+class LeaseCreditsResponse(_message.Message):
+    """LeaseCreditsResponse holds the lease as it was made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    available: _builtins.int
+    """Credits that were left to spend after it was made."""
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """The lease."""
+
+    def __init__(
+        self,
+        *,
+        lease: Global___Lease | None = ...,
+        available: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseCreditsResponse: _TypeAlias = LeaseCreditsResponse  # noqa: Y015
+
+@_typing.final
+class LeasedCall(_message.Message):
+    """LeasedCall is calls of one tool that a lease was burned for: one call, or the
+    sum of several.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Required. UUIDv7 made by the caller, once per record (RFC 9562). Its time is the
+    time of the call: from 35 days back to 5 minutes ahead.
+    """
+    tool_name: _builtins.str
+    """Required. 1 to 100 of: letters, digits, dot, underscore, colon, slash, hyphen."""
+    credits: _builtins.int
+    """Credits burned: 0 to 1,000,000."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        tool_name: _builtins.str = ...,
+        credits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "event_id", b"event_id", "tool_name", b"tool_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeasedCall: _TypeAlias = LeasedCall  # noqa: Y015
+
+@_typing.final
+class LeaseRenewal(_message.Message):
+    """LeaseRenewal asks for the next lease of the same holder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Required. UUIDv7 made by the caller, once per lease (RFC 9562)."""
+    credits: _builtins.int
+    """Required. 1 to 1,000,000: as many as there are, up to these."""
+    ttl_seconds: _builtins.int
+    """Optional. Seconds to hold them for: 1 to 86,400; 0 means 300."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        credits: _builtins.int = ...,
+        ttl_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "lease_id", b"lease_id", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRenewal: _TypeAlias = LeaseRenewal  # noqa: Y015
+
+@_typing.final
+class SettleLeaseRequest(_message.Message):
+    """SettleLeaseRequest says what a lease was burned for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    RENEWAL_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Required. The lease."""
+    fence: _builtins.int
+    """Required. The lease's fence."""
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeasedCall]:
+        """Optional. Up to 1,000 calls, together of no more credits than are held."""
+
+    @_builtins.property
+    def renewal(self) -> Global___LeaseRenewal:
+        """Optional. The next lease; absent, the holder has none afterwards."""
+
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        fence: _builtins.int = ...,
+        calls: _abc.Iterable[Global___LeasedCall] | None = ...,
+        renewal: Global___LeaseRenewal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renewal", b"renewal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "fence", b"fence", "lease_id", b"lease_id", "renewal", b"renewal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleLeaseRequest: _TypeAlias = SettleLeaseRequest  # noqa: Y015
+
+@_typing.final
+class SettleLeaseResponse(_message.Message):
+    """SettleLeaseResponse says what became of the lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USED_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    RENEWED_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    used: _builtins.int
+    """Credits used up, the sum of the calls."""
+    returned: _builtins.int
+    """Credits that went back."""
+    available: _builtins.int
+    """Credits that were left to spend after all of it."""
+    @_builtins.property
+    def renewed(self) -> Global___Lease:
+        """The next lease; absent if none was asked for or nothing was there for it."""
+
+    def __init__(
+        self,
+        *,
+        used: _builtins.int = ...,
+        returned: _builtins.int = ...,
+        renewed: Global___Lease | None = ...,
+        available: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renewed", b"renewed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "renewed", b"renewed", "returned", b"returned", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleLeaseResponse: _TypeAlias = SettleLeaseResponse  # noqa: Y015

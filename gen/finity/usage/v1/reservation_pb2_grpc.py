@@ -63,6 +63,16 @@ class ReservationServiceStub:
                 request_serializer=finity_dot_usage_dot_v1_dot_reservation__pb2.GetReservationRequest.SerializeToString,
                 response_deserializer=finity_dot_usage_dot_v1_dot_reservation__pb2.GetReservationResponse.FromString,
                 _registered_method=True)
+        self.LeaseCredits = channel.unary_unary(
+                '/finity.usage.v1.ReservationService/LeaseCredits',
+                request_serializer=finity_dot_usage_dot_v1_dot_reservation__pb2.LeaseCreditsRequest.SerializeToString,
+                response_deserializer=finity_dot_usage_dot_v1_dot_reservation__pb2.LeaseCreditsResponse.FromString,
+                _registered_method=True)
+        self.SettleLease = channel.unary_unary(
+                '/finity.usage.v1.ReservationService/SettleLease',
+                request_serializer=finity_dot_usage_dot_v1_dot_reservation__pb2.SettleLeaseRequest.SerializeToString,
+                response_deserializer=finity_dot_usage_dot_v1_dot_reservation__pb2.SettleLeaseResponse.FromString,
+                _registered_method=True)
 
 
 class ReservationServiceServicer:
@@ -113,6 +123,25 @@ class ReservationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseCredits(self, request, context):
+        """Holds a block of a user's credits for a caller that burns it locally and
+        settles it later: no call for each tool call, and still no more than there is.
+        Of one holder the last lease counts: taking another ends the one before and
+        gives back what it held. The same call again returns the first answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleLease(self, request, context):
+        """Records the calls that a lease was burned for and gives the rest back, once,
+        and takes the holder's next lease if it asks for one. The same calls again
+        return the first answer. What is not settled by the lease's end went back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReservationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +169,16 @@ def add_ReservationServiceServicer_to_server(servicer, server):
                     servicer.GetReservation,
                     request_deserializer=finity_dot_usage_dot_v1_dot_reservation__pb2.GetReservationRequest.FromString,
                     response_serializer=finity_dot_usage_dot_v1_dot_reservation__pb2.GetReservationResponse.SerializeToString,
+            ),
+            'LeaseCredits': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseCredits,
+                    request_deserializer=finity_dot_usage_dot_v1_dot_reservation__pb2.LeaseCreditsRequest.FromString,
+                    response_serializer=finity_dot_usage_dot_v1_dot_reservation__pb2.LeaseCreditsResponse.SerializeToString,
+            ),
+            'SettleLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleLease,
+                    request_deserializer=finity_dot_usage_dot_v1_dot_reservation__pb2.SettleLeaseRequest.FromString,
+                    response_serializer=finity_dot_usage_dot_v1_dot_reservation__pb2.SettleLeaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -281,6 +320,60 @@ class ReservationService:
             '/finity.usage.v1.ReservationService/GetReservation',
             finity_dot_usage_dot_v1_dot_reservation__pb2.GetReservationRequest.SerializeToString,
             finity_dot_usage_dot_v1_dot_reservation__pb2.GetReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseCredits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finity.usage.v1.ReservationService/LeaseCredits',
+            finity_dot_usage_dot_v1_dot_reservation__pb2.LeaseCreditsRequest.SerializeToString,
+            finity_dot_usage_dot_v1_dot_reservation__pb2.LeaseCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finity.usage.v1.ReservationService/SettleLease',
+            finity_dot_usage_dot_v1_dot_reservation__pb2.SettleLeaseRequest.SerializeToString,
+            finity_dot_usage_dot_v1_dot_reservation__pb2.SettleLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,17 @@ class ReservationServiceStub:
     """
     GetReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]
     """Returns a user's reservation as it is now."""
+    LeaseCredits: _aio.UnaryUnaryMultiCallable[_reservation_pb2.LeaseCreditsRequest, _reservation_pb2.LeaseCreditsResponse]
+    """Holds a block of a user's credits for a caller that burns it locally and
+    settles it later: no call for each tool call, and still no more than there is.
+    Of one holder the last lease counts: taking another ends the one before and
+    gives back what it held. The same call again returns the first answer.
+    """
+    SettleLease: _aio.UnaryUnaryMultiCallable[_reservation_pb2.SettleLeaseRequest, _reservation_pb2.SettleLeaseResponse]
+    """Records the calls that a lease was burned for and gives the rest back, once,
+    and takes the holder's next lease if it asks for one. The same calls again
+    return the first answer. What is not settled by the lease's end went back.
+    """
 
 class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
     """ReservationService holds credits before a call whose price is not known yet,
@@ -95,5 +106,28 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_reservation_pb2.GetReservationRequest, _abc.Awaitable[_reservation_pb2.GetReservationResponse]],
     ) -> _abc.Awaitable[_reservation_pb2.GetReservationResponse]:
         """Returns a user's reservation as it is now."""
+
+    @_abc_1.abstractmethod
+    def LeaseCredits(
+        self,
+        request: _reservation_pb2.LeaseCreditsRequest,
+        context: _aio.ServicerContext[_reservation_pb2.LeaseCreditsRequest, _abc.Awaitable[_reservation_pb2.LeaseCreditsResponse]],
+    ) -> _abc.Awaitable[_reservation_pb2.LeaseCreditsResponse]:
+        """Holds a block of a user's credits for a caller that burns it locally and
+        settles it later: no call for each tool call, and still no more than there is.
+        Of one holder the last lease counts: taking another ends the one before and
+        gives back what it held. The same call again returns the first answer.
+        """
+
+    @_abc_1.abstractmethod
+    def SettleLease(
+        self,
+        request: _reservation_pb2.SettleLeaseRequest,
+        context: _aio.ServicerContext[_reservation_pb2.SettleLeaseRequest, _abc.Awaitable[_reservation_pb2.SettleLeaseResponse]],
+    ) -> _abc.Awaitable[_reservation_pb2.SettleLeaseResponse]:
+        """Records the calls that a lease was burned for and gives the rest back, once,
+        and takes the holder's next lease if it asks for one. The same calls again
+        return the first answer. What is not settled by the lease's end went back.
+        """
 
 def add_ReservationServiceServicer_to_server(servicer: ReservationServiceServicer, server: _aio.Server) -> None: ...

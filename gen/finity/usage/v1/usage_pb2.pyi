@@ -80,6 +80,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: a day or month of this zone begins within an hour of UTC; group by HOUR, or in another zone."""
     ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 63
     """RESOURCE_EXHAUSTED: the process, or this caller, watches as many balances as it may; come back after the delay."""
+    ERROR_REASON_LEASE_FENCED: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION: the lease's holder has taken another one since, or the fence is not the
+    lease's; metadata has "fence", that of the last lease.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -138,6 +142,10 @@ ERROR_REASON_TIME_ZONE_NOT_WHOLE_HOURS: ErrorReason.ValueType  # 62
 """INVALID_ARGUMENT: a day or month of this zone begins within an hour of UTC; group by HOUR, or in another zone."""
 ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 63
 """RESOURCE_EXHAUSTED: the process, or this caller, watches as many balances as it may; come back after the delay."""
+ERROR_REASON_LEASE_FENCED: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION: the lease's holder has taken another one since, or the fence is not the
+lease's; metadata has "fence", that of the last lease.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
