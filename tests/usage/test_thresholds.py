@@ -82,7 +82,7 @@ async def test_each_share_is_told_once(
             assert await told(owner, user_id) == expected
         event: Any = await owner.fetchrow(
             "SELECT topic, payload::text, consumer, state FROM usage_outbox"
-            " JOIN usage_deliveries ON event_id = id ORDER BY id DESC"
+            " JOIN usage_deliveries ON event_id = id ORDER BY payload->'percent' DESC"
         )
         assert (event["topic"], event["consumer"]) == (USAGE_THRESHOLD, "auth")
         month = f"{month_of(clock.now()):%Y-%m}"
