@@ -21,7 +21,8 @@ from services.usage.peers import Auth
 from services.usage.rpc import CONTRACTS, add_servicers
 from services.usage.service.metering import MeteringService
 from services.usage.service.room import ROOM, Room
-from services.usage.worker import look_ahead_forever
+from services.usage.service.standings import StandingService
+from services.usage.worker import look_ahead_forever, mature_forever
 
 # Statements of this room find every row by an index, and are planned once: at the sizes of a test
 # or a young house the planner would rather read the table, and go on doing so when it has grown.
@@ -67,7 +68,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             flush_events=settings.flush_events,
             queue_events=settings.queue_events,
         )
-        metering = MeteringService(room)
+        metering, standings = MeteringService(room), StandingService(room)
+        await standings.set_allowances(settings.allowances())
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
         add_servicers(grpc.grpc, room, metering, PageTokens(settings.derive("pages")))
@@ -76,6 +78,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
                 partial(verifier.run, redis),
                 metering.meter.run,
                 partial(look_ahead_forever, metering),
+                partial(mature_forever, standings),
             )
         )
         yield grpc

@@ -1,6 +1,12 @@
 """The usage room's refusals; finity/usage/v1/usage.proto describes them to callers."""
 
-from chassis.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange
+from chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    OutOfRange,
+    ResourceExhausted,
+)
 
 
 class NoCredits(FailedPrecondition):
@@ -49,3 +55,15 @@ class AccountClosed(FailedPrecondition):
     """The user was erased; nothing is granted or spent any more."""
 
     reason = "ACCOUNT_CLOSED"
+
+
+class QuotaWindow(ResourceExhausted):
+    """A quota of the day or month leaves no room for this call; it refills at resets_at."""
+
+    reason = "QUOTA_WINDOW"
+
+
+class RateLimit(ResourceExhausted):
+    """A quota of the minute leaves no room for this call; it refills at resets_at."""
+
+    reason = "RATE_LIMIT"

@@ -1,6 +1,7 @@
 """Accounts, logins and roles, as use cases over a database of the test's own."""
 
 import asyncio
+import json
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -283,6 +284,24 @@ async def test_a_change_of_role_is_logged_in_its_own_transaction(
     )
     details = '{"to": "pro", "from": "free", "reason": "test"}'
     assert tuple(row) == ("service:test", "set_role", user.id, details, True)
+
+
+async def test_a_change_of_role_is_announced_in_its_own_transaction(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """usage is told each change once, in rising sequence; a role that stays is told nobody."""
+    user = await register(auth)
+    for role in (Role.PRO, Role.PRO, Role.FREE):
+        await give_role(auth, user, role)
+    rows = await owner.fetch(
+        "SELECT o.payload, d.consumer, u.xmin::text = o.xmin::text AS last"
+        " FROM users u, auth_outbox o JOIN auth_deliveries d ON d.event_id = o.id"
+        " WHERE o.topic = 'role_changed' ORDER BY o.payload->>'sequence'"
+    )
+    changes = [{"user_id": str(user.id), "role": "pro", "sequence": "2"}]
+    changes.append({"user_id": str(user.id), "role": "free", "sequence": "3"})
+    assert [json.loads(row["payload"]) for row in rows] == changes
+    assert [tuple(row)[1:] for row in rows] == [("usage", False), ("usage", True)]
 
 
 async def test_no_role_changes_unlogged(

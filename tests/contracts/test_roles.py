@@ -44,6 +44,9 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "credit_reservations": WRITE,
         "tool_usage": APPEND,
         "usage_rollups": WRITE,
+        "usage_roles": READ | {"UPDATE"},
+        "usage_quotas": ALL,
+        "usage_windows": WRITE,
     },
 }
 INSERT_ONLY = ("admin_logs", "tool_usage", "credit_entries", "auth_outbox")

@@ -22,6 +22,7 @@ def test_the_defaults_are_a_laptops() -> None:
         "127.0.0.1:50051",
     )
     assert settings.signup_credits == 100
+    assert set(settings.allowances().values()) == {0}
     assert settings.queue_events >= settings.flush_events
 
 
@@ -31,6 +32,8 @@ def test_the_defaults_are_a_laptops() -> None:
         ("FINITY_USAGE_PORT", "70000"),
         ("FINITY_USAGE_METRICS_PORT", "x"),
         ("FINITY_SIGNUP_CREDITS", "-1"),
+        ("FINITY_USAGE_ALLOWANCE_FREE", "-1"),
+        ("FINITY_USAGE_ALLOWANCE_PRO", "1000000001"),
         ("FINITY_FLUSH_EVENTS", "0"),
         ("FINITY_FLUSH_EVENTS", "20001"),
         ("FINITY_QUEUE_EVENTS", "0"),

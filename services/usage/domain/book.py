@@ -13,6 +13,7 @@ from uuid import UUID
 
 from services.usage.domain.accounts import Balance, Draw, Kind, Posting
 from services.usage.domain.grants import Grant
+from services.usage.domain.standing import Standing
 
 
 @dataclass(slots=True)
@@ -34,6 +35,9 @@ class Book:
     postings: list[Posting] = field(default_factory=list)
     changed: dict[UUID, Grant] = field(default_factory=dict)
     """Grants to be written."""
+    standing: Standing = field(default_factory=Standing)
+    granted_now: list[Grant] = field(default_factory=list)
+    """Allowances that are not stored yet."""
 
     @property
     def available(self) -> int:
@@ -116,16 +120,41 @@ class Book:
             self.retire(grant, Kind.VOID, at)
         self.closed_at = at
         self.due_at = None
+        self.standing.forget()
+
+    def overdue(self, now: datetime) -> bool:
+        """Tells whether something of the account has begun, is over or is to be granted."""
+        if self.due_at is not None and self.due_at <= now:
+            return True
+        return self.closed_at is None and self.standing.owed(now)
 
     def mature(self, now: datetime) -> None:
         """Lets begin and expire what has by now, in the order of their times."""
+        if self.closed_at is None and self.standing.owed(now):
+            # Entries rise with time: nothing may have been written since the month began.
+            began = self.standing.month_began(now)
+            at = began if self.due_at is not None and self.due_at <= began else now
+            self._mature_grants(at)
+            self.grant_allowance(at)
+        self._mature_grants(now)
+        allowance = self.standing.refills_at if self.closed_at is None else None
+        self.due_at = earliest([allowance, *(grant.due() for grant in self.grants)])
+
+    def grant_allowance(self, at: datetime) -> None:
+        """Grants what is missing of the current month's allowance."""
+        terms = self.standing.grant(at)
+        if terms is not None:
+            grant = Grant(self.new_id(), self.user_id, terms, terms.amount, at, at)
+            self.granted_now.append(grant)
+            self.add(grant, at)
+
+    def _mature_grants(self, now: datetime) -> None:
         while due := self._next_due(now):
             at, grant = due
             if grant.activated_at is None:
                 self.activate(grant, at)
             else:
                 self.retire(grant, Kind.EXPIRE, at)
-        self.due_at = earliest(grant.due() for grant in self.grants)
 
     def post(
         self,

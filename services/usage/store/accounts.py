@@ -12,10 +12,15 @@ from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.errors import BalanceLimit, UserNotFound
-from services.usage.store.grants import open_grants
+from services.usage.store.grants import insert_grants, open_grants
+from services.usage.store.standings import read_standing, write_standings
 
 _BALANCE = "user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
-_BOOK = f"{_BALANCE}, debt"
+# What holds for the role is read with the row: a join would miss a role that changes meanwhile.
+_BOOK = f"""{_BALANCE}, debt,
+    role, role_sequence, time_zone, quotas, allowance_until, allowance_granted,
+    (SELECT r.allowance FROM usage_roles r WHERE r.role = a.role) AS allowance,
+    (SELECT r.quotas FROM usage_roles r WHERE r.role = a.role) AS role_quotas"""
 # Rows that refer to an account may still come meanwhile.
 LOCK = "FOR NO KEY UPDATE"
 
@@ -42,7 +47,17 @@ async def lock_books(conn: Connection, user_ids: Iterable[UUID], now: datetime) 
 
     Returns those that are open or closed, with what has begun or expired by now.
     """
-    return await _books(conn, list(user_ids), now, "")
+    return await _books(conn, list(user_ids), now, LOCK)
+
+
+async def read_book(conn: Connection, user_id: UUID, now: datetime) -> Book | None:
+    """Returns an account as whoever locked it now would find it; not to be written."""
+    return (await _books(conn, [user_id], now, "")).get(user_id)
+
+
+async def only_read(conn: Connection) -> None:
+    """Makes the transaction that has just begun one picture, in which nothing is written."""
+    await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
 
 async def lock_free_books(
@@ -50,7 +65,7 @@ async def lock_free_books(
 ) -> tuple[dict[UUID, Book], dict[UUID, Balance]]:
     """Locks the accounts nobody else holds; returns them, and the others as they stand."""
     users = list(user_ids)
-    free = await _books(conn, users, now, "SKIP LOCKED")
+    free = await _books(conn, users, now, f"{LOCK} SKIP LOCKED")
     opened = await conn.fetch(
         f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", users
     )
@@ -64,6 +79,8 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
     BalanceLimit past 10^15 credits.
     """
     written = list(books)
+    await insert_grants(conn, [grant for book in written for grant in book.granted_now])
+    await write_standings(conn, [book for book in written if book.standing.changed])
     postings = [(book.user_id, posting) for book in written for posting in book.postings]
     grants = [grant for book in written for grant in book.changed.values()]
     with on_constraint("credit_accounts_granted_max", BalanceLimit):
@@ -133,18 +150,18 @@ FROM unnest(
 
 
 async def _books(
-    conn: Connection, user_ids: Sequence[UUID], now: datetime, unless: str
+    conn: Connection, user_ids: Sequence[UUID], now: datetime, lock: str
 ) -> dict[UUID, Book]:
     rows = await conn.fetch(
-        f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::uuid[])"
-        f" ORDER BY user_id {LOCK} {unless}",
+        f"SELECT {_BOOK} FROM credit_accounts a WHERE user_id = ANY($1::uuid[])"
+        f" ORDER BY user_id {lock}",
         user_ids,
     )
     new_id = partial(uuid7, now)
     books = {row["user_id"]: _book(row, new_id) for row in rows}
     await _fill(conn, books)
     for book in books.values():
-        if book.due_at is not None and book.due_at <= now:
+        if book.overdue(now):
             book.mature(now)
     return books
 
@@ -169,6 +186,7 @@ def _book(row: Record, new_id: Callable[[], UUID]) -> Book:
         row["closed_at"],
         row["due_at"],
         new_id,
+        standing=read_standing(row),
     )
 
 
