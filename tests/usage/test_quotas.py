@@ -28,7 +28,9 @@ from services.usage.domain.quotas import (
     most_specific,
 )
 from services.usage.domain.standing import Role
-from services.usage.store import accounts
+from services.usage.store import accounts, standings
+from services.usage.store import quotas as store
+from tests.contracts.test_schema import Recorder
 from tests.factories import (
     UsageRoom,
     at_once,
@@ -297,6 +299,7 @@ async def test_a_check_only_reads(usage: UsageRoom, owner: Connection, noon: Fak
     await usage.accounts.erase_user(user_id)
     assert (await usage.quotas.check(user_id, "search", 0)).outcome is Outcome.ACCOUNT_CLOSED
     assert await usage.quotas.list_quotas(user_id) == []
+    assert await reason_of(limit(usage, user_id, max_calls=1)) == "ACCOUNT_CLOSED"
     assert await reason_of(usage.quotas.check(uuid4(), "search", 0)) == "ACCOUNT_NOT_OPEN"
     assert await reason_of(usage.quotas.list_quotas(uuid4())) == "ACCOUNT_NOT_OPEN"
     assert await reason_of(limit(usage, uuid4(), max_calls=1)) == "USER_NOT_FOUND"
@@ -386,3 +389,22 @@ async def test_an_account_without_quotas_costs_no_statement(
     assert await run(free) == plain
     # Its quotas, what is used of them, and what is then.
     assert len(await run(limited)) == len(plain) + 3
+
+
+async def test_every_row_is_found_by_an_index(owner: Connection, noon: FakeClock) -> None:
+    """Planned as the room's connections plan, nothing of it reads accounts or quotas whole."""
+    user_id = await make_account(owner, noon)
+    await owner.execute("ANALYZE; SET enable_seqscan = off; SET enable_hashjoin = off")
+    recorder = Recorder(owner)
+    await standings.find_due(recorder, noon.now(), 10)
+    await store.find_quotas(recorder, [user_id], [Role.FREE], ["search"])
+    await store.find_counters(recorder, [user_id], ["search"])
+    await accounts.lock_books(recorder, [user_id], noon.now())
+    assert {table for _, table in recorder.scans} >= {
+        "credit_accounts",
+        "usage_quotas",
+        "usage_roles",
+        "usage_windows",
+    }
+    # Of roles there are three.
+    assert {table for kind, table in recorder.scans if kind == "Seq Scan"} <= {"usage_roles"}

@@ -11,7 +11,7 @@ from services.usage.domain.book import Book
 from services.usage.domain.calendar import Window
 from services.usage.domain.metering import Event, Outcome, Result, admit
 from services.usage.domain.quotas import WINDOWS, Counter, Limits, Quota, Scope, in_force
-from services.usage.errors import AccountNotOpen
+from services.usage.errors import AccountClosed, AccountNotOpen
 from services.usage.service.limits import load_limits
 from services.usage.service.room import Room, lock_book
 from services.usage.store import accounts
@@ -46,7 +46,11 @@ class QuotaService:
         max_calls: int | None,
         max_credits: int | None,
     ) -> Quota:
-        """Sets a quota in the place of the one of its scope, tool and window."""
+        """
+        Sets a quota in the place of the one of its scope, tool and window.
+
+        UserNotFound if there is no such user, AccountClosed if it was erased.
+        """
         now = self._room.clock.now()
         quota = Quota(scope, tool_name, window, max_calls, max_credits, now)
         async with self._room.database.transaction() as conn:
@@ -56,7 +60,7 @@ class QuotaService:
         return quota
 
     async def delete_quota(self, scope: Scope, tool_name: str, window: Window) -> bool:
-        """Takes a quota away; False if there is none."""
+        """Takes a quota away; False if there is none. Refuses as set_quota does."""
         now = self._room.clock.now()
         async with self._room.database.transaction() as conn:
             await self._lock(conn, scope, now)
@@ -102,7 +106,8 @@ class QuotaService:
         """Locks what knows of the scope's quotas, so that they change one by one."""
         if scope.user_id is not None:
             await accounts.open_account(conn, scope.user_id, now)
-            await lock_book(conn, scope.user_id, now)
+            if (await lock_book(conn, scope.user_id, now)).closed_at is not None:
+                raise AccountClosed
         elif scope.role is not None:
             await store.lock_role(conn, scope.role)
 

@@ -11,16 +11,27 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
+from services.usage.domain.standing import Role
 from services.usage.errors import BalanceLimit, UserNotFound
 from services.usage.store.grants import insert_grants, open_grants
 from services.usage.store.standings import read_standing, write_standings
 
 _BALANCE = "user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
-# What holds for the role is read with the row: a join would miss a role that changes meanwhile.
-_BOOK = f"""{_BALANCE}, debt,
-    role, role_sequence, time_zone, quotas, allowance_until, allowance_granted,
-    (SELECT r.allowance FROM usage_roles r WHERE r.role = a.role) AS allowance,
-    (SELECT r.quotas FROM usage_roles r WHERE r.role = a.role) AS role_quotas"""
+# What holds for the role is read with the row: a join would miss a role that changes meanwhile. A
+# query for each role runs once a statement, one that names the row's would run for every row.
+_OF_ROLE = ", ".join(
+    "CASE role"
+    + "".join(
+        f" WHEN '{role}' THEN (SELECT {column} FROM usage_roles WHERE role = '{role}')"
+        for role in Role
+    )
+    + f" END AS {name}"
+    for column, name in (("allowance", "allowance"), ("quotas", "role_quotas"))
+)
+_BOOK = (
+    f"{_BALANCE}, debt, role, role_sequence, time_zone, quotas, allowance_until,"
+    f" allowance_granted, {_OF_ROLE}"
+)
 # Rows that refer to an account may still come meanwhile.
 LOCK = "FOR NO KEY UPDATE"
 
@@ -153,7 +164,7 @@ async def _books(
     conn: Connection, user_ids: Sequence[UUID], now: datetime, lock: str
 ) -> dict[UUID, Book]:
     rows = await conn.fetch(
-        f"SELECT {_BOOK} FROM credit_accounts a WHERE user_id = ANY($1::uuid[])"
+        f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::uuid[])"
         f" ORDER BY user_id {lock}",
         user_ids,
     )

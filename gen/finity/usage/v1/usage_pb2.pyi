@@ -29,8 +29,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_NO_CREDITS: _ErrorReason.ValueType  # 1
-    """FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance", "credits", "short_by" and,
-    if an allowance comes, "refills_at" (RFC 3339).
+    """FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance", "credits", "short_by"
+    (what an overdraft does not cover) and, if an allowance comes, "refills_at" (RFC 3339).
     """
     ERROR_REASON_ACCOUNT_NOT_OPEN: _ErrorReason.ValueType  # 2
     """FAILED_PRECONDITION: the user has no credit account yet; one opens moments after registration."""
@@ -60,8 +60,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_NO_CREDITS: ErrorReason.ValueType  # 1
-"""FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance", "credits", "short_by" and,
-if an allowance comes, "refills_at" (RFC 3339).
+"""FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance", "credits", "short_by"
+(what an overdraft does not cover) and, if an allowance comes, "refills_at" (RFC 3339).
 """
 ERROR_REASON_ACCOUNT_NOT_OPEN: ErrorReason.ValueType  # 2
 """FAILED_PRECONDITION: the user has no credit account yet; one opens moments after registration."""
