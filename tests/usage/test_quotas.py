@@ -1,5 +1,6 @@
 """Quotas as rules and as use cases: which one holds, what it counts, races at its edge."""
 
+import asyncio
 import contextlib
 import itertools
 from collections import Counter as Tally
@@ -34,6 +35,7 @@ from tests.contracts.test_schema import Recorder
 from tests.factories import (
     UsageRoom,
     at_once,
+    eventually,
     ledger_faults,
     make_account,
     make_event,
@@ -259,6 +261,19 @@ async def test_a_role_limits_whoever_has_no_quota_of_the_own(
     assert await usage.quotas.delete_quota(Scope(role=Role.FREE), EVERY_TOOL, DAY)
     assert await outcomes(usage, events_of(bob, noon, 1)) == [Outcome.ACCEPTED]
     assert await ledger_faults(owner) == []
+
+
+async def test_who_waited_for_the_lock_sees_what_changed(
+    usage: UsageRoom, owner: Connection, noon: FakeClock
+) -> None:
+    """A flush that began before a role changed, and waited for it, obeys the new role's quotas."""
+    user_id = await make_account(owner, noon, credits=10)
+    await limit(usage, Scope(role=Role.PRO), max_calls=0)
+    async with owner.transaction():
+        await owner.execute("UPDATE credit_accounts SET role = 'pro'")
+        waiting = asyncio.create_task(outcomes(usage, events_of(user_id, noon, 1)))
+        await eventually(lambda: owner.fetchval("SELECT true FROM pg_locks WHERE NOT granted"))
+    assert await waiting == [Outcome.QUOTA_WINDOW]
 
 
 async def test_a_day_is_the_users(usage: UsageRoom, owner: Connection, noon: FakeClock) -> None:
