@@ -359,6 +359,18 @@ _INVARIANTS = {
         SELECT coalesce(sum(d.amount), 0) FROM credit_entries e,
         unnest(e.grant_ids, e.drawn) AS d (grant_id, amount)
         WHERE e.user_id = g.user_id AND d.grant_id = g.id) LIMIT 1""",
+    "a month's allowances = what was granted for it": """
+        SELECT true FROM credit_accounts a WHERE allowance_granted > 0 AND allowance_granted <> (
+        SELECT sum(amount) FROM credit_grants g WHERE g.user_id = a.user_id
+        AND source = 'finity:allowance' AND split_part(source_ref, ':', 1) = (
+        SELECT max(split_part(source_ref, ':', 1)) FROM credit_grants l
+        WHERE l.user_id = a.user_id AND source = 'finity:allowance')) LIMIT 1""",
+    "the own quotas are counted": """
+        SELECT true FROM credit_accounts a WHERE quotas <> (
+        SELECT count(*) FROM usage_quotas q WHERE q.user_id = a.user_id) LIMIT 1""",
+    "the quotas of a role are counted": """
+        SELECT true FROM usage_roles r WHERE quotas <> (
+        SELECT count(*) FROM usage_quotas q WHERE q.role = r.role) LIMIT 1""",
     "an entry = its draws": """
         SELECT true FROM credit_entries e JOIN credit_accounts USING (user_id)
         WHERE kind IN ('use', 'adjust', 'expire', 'void') AND overdraft_limit = 0

@@ -7,7 +7,8 @@ Tables: users, sessions, signing_keys, admin_logs, admin_log_head, email_verific
 reset_requests, email_sign_ins, email_requests, chrome_auth_links, oauth_identities,
 oauth_flows, mfa_totp, mfa_recovery_codes, passkeys, mfa_challenges, auth_outbox,
 auth_deliveries, auth_idempotency_keys. Events: user_registered {user_id,
-invite_token?} → usage; user_erased {user_id} → usage; mail → the SMTP server.
+invite_token?} → usage; role_changed {user_id, role, sequence} → usage; user_erased {user_id}
+→ usage; mail → the SMTP server.
 
 It never reads another room's tables and never stores a password or token in the clear.
 """

@@ -81,6 +81,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             thresholds=settings.usage_thresholds,
         )
         cases = UseCases(room)
+        await cases.standings.set_allowances(settings.allowances())
         authenticator = Authenticator(settings.service_keys, verifier)
         grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
         grpc.on_drain.append(hub.close)
@@ -94,7 +95,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
                 cases.metering.meter.run,
                 cases.reservations.desk.run,
                 partial(look_ahead_forever, cases.metering),
-                partial(sweep_forever, cases.reservations, settings.sweep_seconds),
+                partial(sweep_forever, cases.standings, settings.sweep_seconds),
                 partial(verify_forever, cases.proofs),
                 partial(detach_forever, cases.proofs, settings.retention_months),
                 partial(forget_forever, cases.ledger),

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from chassis.settings import ROOM_PORTS, ServiceSettings
+from services.usage.domain.standing import Role
 
 WHOLE = 100
 
@@ -22,6 +23,10 @@ class Settings(ServiceSettings):
 
     signup_credits: int = Field(100, ge=0, le=1_000_000)
     """Credits a new account starts with."""
+    usage_allowance_free: int = Field(0, ge=0, le=1_000_000_000)
+    """Credits a free account is granted every month; 0 is none."""
+    usage_allowance_pro: int = Field(0, ge=0, le=1_000_000_000)
+    """The same for a pro account, and for an administrator's."""
     flush_events: int = Field(4000, ge=1, le=20_000)
     """Most events one flush writes."""
     queue_events: int = Field(50_000, ge=2000)
@@ -58,3 +63,8 @@ class Settings(ServiceSettings):
         if not all(1 <= percent <= WHOLE for percent in value):
             raise ValueError("must be percentages from 1 to 100 such as 80,100")
         return value
+
+    def allowances(self) -> dict[Role, int]:
+        """Returns the monthly allowance of each role."""
+        pro = self.usage_allowance_pro
+        return {Role.FREE: self.usage_allowance_free, Role.PRO: pro, Role.ADMIN: pro}

@@ -158,3 +158,15 @@ class LeaseFenced(FailedPrecondition):
     """Its holder has taken another lease since; this one ended and its credits went back."""
 
     reason = "LEASE_FENCED"
+
+
+class QuotaWindow(ResourceExhausted):
+    """A quota of the day or month leaves no room for this call; it refills at resets_at."""
+
+    reason = "QUOTA_WINDOW"
+
+
+class RateLimit(ResourceExhausted):
+    """A quota of the minute leaves no room for this call; it refills at resets_at."""
+
+    reason = "RATE_LIMIT"

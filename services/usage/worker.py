@@ -1,4 +1,4 @@
-"""What usage does without being asked: partitions, holds that are over, proofs, tidying."""
+"""What usage does without being asked: partitions, what is due, proofs, tidying."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from chassis.errors import Refusal
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 from services.usage.service.proofs import ProofService
-from services.usage.service.reservations import ReservationService
+from services.usage.service.standings import StandingService
 
 LOOK_AHEAD_SECONDS = 6 * 3600.0
 RETRY_SECONDS = 60.0
@@ -36,16 +36,16 @@ async def look_ahead_forever(metering: MeteringService) -> None:
         await asyncio.sleep(pause)
 
 
-async def sweep_forever(reservations: ReservationService, seconds: float) -> None:
-    """Lets accounts mature that nobody looks at until cancelled."""
+async def sweep_forever(standings: StandingService, seconds: float) -> None:
+    """Lets accounts mature that nobody looks at, in small batches until cancelled."""
     while True:
-        await asyncio.sleep(seconds)
+        matured = 0
         try:
-            swept = await reservations.sweep()
-            if swept:
-                _log.info("accounts swept", count=swept)
+            matured = await standings.mature_due()
         except Refusal as refusal:
-            _log.warning("accounts not swept", reason=refusal.reason)
+            _log.warning("accounts not matured", reason=refusal.reason)
+        # At the first of a month every account is due, and calls go first.
+        await asyncio.sleep(BREATH_SECONDS if matured else seconds)
 
 
 async def verify_forever(proofs: ProofService) -> None:

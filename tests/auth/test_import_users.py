@@ -76,6 +76,8 @@ async def test_an_imported_account_is_one(
         " JOIN users u ON u.id::text = o.payload->>'user_id'"
     )
     expected = {("user_registered", str(user.id), "usage", "due", True) for user in (first, second)}
+    # And a role above free as a change to it.
+    expected.add(("role_changed", str(first.id), "usage", "due", True))
     assert {tuple(row) for row in events} == expected
     listed, _ = await auth.accounts.list_users(role=None, before=None, limit=10)
     assert [user.id for user in listed] == [second.id, first.id]

@@ -1,6 +1,7 @@
 """Accounts, logins and roles, as use cases over a database of the test's own."""
 
 import asyncio
+import json
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from chassis.errors import Code, Refusal
 from chassis.idempotency import KEPT, Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
+from services.auth.__main__ import MIGRATIONS
 from services.auth.domain.users import Role, User
 from services.auth.errors import EmailAlreadyTaken, HashingBusy, LastAdmin, LoginFailed
 from services.auth.passwords import Passwords
@@ -297,6 +299,37 @@ async def test_a_change_of_role_is_logged_in_its_own_transaction(
     assert tuple(row) == ("service:test", "set_role", user.id, details, True)
 
 
+async def test_a_change_of_role_is_announced_in_its_own_transaction(
+    auth: AuthRoom, owner: Connection
+) -> None:
+    """usage is told each change once, in rising sequence; a role that stays is told nobody."""
+    user = await register(auth)
+    for role in (Role.PRO, Role.PRO, Role.FREE):
+        await give_role(auth, user, role)
+    rows = await owner.fetch(
+        "SELECT o.payload, d.consumer, u.xmin::text = o.xmin::text AS last"
+        " FROM users u, auth_outbox o JOIN auth_deliveries d ON d.event_id = o.id"
+        " WHERE o.topic = 'role_changed' ORDER BY o.payload->>'sequence'"
+    )
+    changes = [{"user_id": str(user.id), "role": "pro", "sequence": "2"}]
+    changes.append({"user_id": str(user.id), "role": "free", "sequence": "3"})
+    assert [json.loads(row["payload"]) for row in rows] == changes
+    assert [tuple(row)[1:] for row in rows] == [("usage", False), ("usage", True)]
+
+
+async def test_roles_from_before_are_announced(auth: AuthRoom, owner: Connection) -> None:
+    """What the migration tells usage of those who have a role is older than their next change."""
+    user, _ = await register(auth), await register(auth)
+    await give_role(auth, user, Role.PRO)
+    announced = "SELECT payload FROM auth_outbox WHERE topic = 'role_changed'"
+    (changed,) = await owner.fetch(announced)
+    await owner.execute("DELETE FROM auth_deliveries; DELETE FROM auth_outbox")
+    await owner.execute((MIGRATIONS.directory / "0013_announce_roles.sql").read_text())
+    assert await owner.fetch(announced) == [changed]
+    due = await owner.fetch("SELECT consumer FROM auth_deliveries WHERE state = 'due'")
+    assert [row["consumer"] for row in due] == ["usage"]
+
+
 async def test_no_role_changes_unlogged(
     auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +462,6 @@ async def test_the_sweeper_deletes_only_what_is_over(
     for table in ("sessions", "email_verifications", "email_requests"):
         assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table  # noqa: S608
     for table in ("users", "admin_logs", "auth_outbox", "auth_deliveries", "signing_keys"):
-        # In the outbox: that somebody registered, and the mail to verify the address.
-        rows = 2 if table in ("auth_outbox", "auth_deliveries") else 1
+        # In the outbox: that somebody registered and got a role, and the mail to verify.
+        rows = 3 if table in ("auth_outbox", "auth_deliveries") else 1
         assert await owner.fetchval(f"SELECT count(*) FROM {table}") == rows, table  # noqa: S608

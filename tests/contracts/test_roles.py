@@ -51,6 +51,9 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "usage_thresholds": APPEND,
         "usage_outbox": APPEND,
         "usage_deliveries": WRITE,
+        "usage_roles": READ | {"UPDATE"},
+        "usage_quotas": ALL,
+        "usage_windows": WRITE,
     },
 }
 INSERT_ONLY = (

@@ -51,6 +51,10 @@ CLIENT_IDS = {
     "FinishLinking": ("flow", "made by the service for one use; a repeat is refused"),
     "UnlinkIdentity": ("identity_id", "unlinking what is not linked changes nothing"),
     "EraseUser": ("user_id", "closing a closed account changes nothing"),
+    "SetQuota": ("tool_name", "setting it the same again changes nothing"),
+    "DeleteQuota": ("tool_name", "deleting what is not there changes nothing"),
+    "SetTimeZone": ("time_zone", "moving to where the account is changes nothing"),
+    "SetAccountRole": ("sequence", "a change that is not newer changes nothing"),
     "DeleteAccount": ("", "a deletion that was asked for keeps its day"),
     "CancelDeletion": ("", "cancelling what nobody asked for changes nothing"),
 }

@@ -23,6 +23,7 @@ def test_the_defaults_are_a_laptops() -> None:
     )
     assert settings.signup_credits == 100
     assert settings.usage_thresholds == (80, 100)
+    assert set(settings.allowances().values()) == {0}
     assert settings.queue_events >= settings.flush_events
 
 
@@ -32,6 +33,8 @@ def test_the_defaults_are_a_laptops() -> None:
         ("FINITY_USAGE_PORT", "70000"),
         ("FINITY_USAGE_METRICS_PORT", "x"),
         ("FINITY_SIGNUP_CREDITS", "-1"),
+        ("FINITY_USAGE_ALLOWANCE_FREE", "-1"),
+        ("FINITY_USAGE_ALLOWANCE_PRO", "1000000001"),
         ("FINITY_FLUSH_EVENTS", "0"),
         ("FINITY_FLUSH_EVENTS", "20001"),
         ("FINITY_QUEUE_EVENTS", "0"),

@@ -12,8 +12,8 @@ from grpc import StatusCode, aio
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.usage.domain.reservations import Lease, Release, Renewal, Settle
+from services.usage.service.use_cases import UseCases
 from tests.factories import (
-    UsageRoom,
     at_once,
     ledger_faults,
     make_account,
@@ -38,7 +38,7 @@ def a_settlement(lease: Lease, fence: int, clock: FakeClock, *costs: int, **chan
 
 
 async def test_a_lease_is_burned_and_settled(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """What was burned is recorded call by call, the rest comes back; again it is answered alike."""
     user_id = await make_account(owner, clock, credits=100)
@@ -58,7 +58,7 @@ async def test_a_lease_is_burned_and_settled(
 
 
 async def test_a_settled_lease_is_renewed(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """The next lease is as large as there is for it, or none; a repeat tells the same."""
     user_id = await make_account(owner, clock, credits=60)
@@ -79,7 +79,7 @@ async def test_a_settled_lease_is_renewed(
 
 
 async def test_an_older_lease_is_fenced(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """A holder that starts again has its credits back at once; the one before cannot settle."""
     user_id = await make_account(owner, clock, credits=60)
@@ -104,7 +104,7 @@ async def test_an_older_lease_is_fenced(
 
 
 async def test_a_settlement_is_refused_by_reason(
-    usage: UsageRoom, owner: Connection, clock: FakeClock
+    usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """More than is held, ids that are taken, another settlement, too late, no lease."""
     user_id = await make_account(owner, clock, credits=200)

@@ -295,7 +295,7 @@ async def test_what_comes_back_to_a_closed_account_is_voided(
     await usage.reservations.ask(a_commit(kept, 4))
     await usage.reservations.ask(Release(gone.id))
     clock.advance(minutes=5)
-    assert await usage.reservations.sweep() == 1
+    assert await usage.standings.mature_due() == 1
     assert await parts(usage, user_id) == (0, 4, 4, 0)
     assert (await usage.reservations.get(user_id, over.id)).state is State.EXPIRED
     assert await ledger_faults(owner) == []
@@ -319,14 +319,14 @@ async def test_the_sweeper_ends_what_nobody_asks_about(
             expires_at=clock.now() + timedelta(minutes=20),
         )
         await one.accounts.grant(users[0], later)
-        assert await one.reservations.sweep() == 0
+        assert await one.standings.mature_due() == 0
         clock.advance(minutes=5)
-        swept = await asyncio.gather(one.reservations.sweep(), other.reservations.sweep())
+        swept = await asyncio.gather(one.standings.mature_due(), other.reservations.sweep())
         assert sum(swept) == 30
         assert await owner.fetchval("SELECT sum(reserved) FROM credit_accounts") == 0
         assert await owner.fetchval("SELECT sum(granted) FROM credit_accounts") == 305
         clock.advance(minutes=15)
-        assert await one.reservations.sweep() == 1
+        assert await one.standings.mature_due() == 1
         assert await owner.fetchval("SELECT sum(granted) FROM credit_accounts") == 300
         assert await owner.fetchval("SELECT count(due_at) FROM credit_accounts") == 0
     assert await ledger_faults(owner) == []

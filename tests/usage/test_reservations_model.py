@@ -33,9 +33,9 @@ from services.usage.domain.accounts import Balance, Kind
 from services.usage.domain.holds import State
 from services.usage.domain.reservations import Commit, Extend, Overage, Release, Request, Reserve
 from services.usage.service.room import lock_book
+from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
-    UsageRoom,
     connect_owner,
     ledger_faults,
     make_account,
@@ -82,7 +82,7 @@ class Bench:
     """The room under test, and the loop it runs on."""
 
     runner: asyncio.Runner
-    usage: UsageRoom
+    usage: UseCases
     database: Database
     owner: Connection
     clock: FakeClock
@@ -184,7 +184,7 @@ class Holding(RuleBasedStateMachine):
         expected = self.bench.run(self.standing(self.now + first + then))
         self.bench.clock.advance(seconds=first.total_seconds())
         if look:
-            self.bench.run(self.bench.usage.reservations.sweep())
+            self.bench.run(self.bench.usage.standings.mature_due())
         self.bench.clock.advance(seconds=then.total_seconds())
         assert self.bench.run(self.standing(self.now)) == expected
 

@@ -169,7 +169,7 @@ async def test_a_commit_at_the_last_moment_wins_or_loses_whole(
         async def race(index: int) -> Any:
             if index == 60:
                 clock.advance(minutes=5)
-                return await other.reservations.sweep()
+                return await other.standings.mature_due()
             usage, asked = (one, other)[index % 2], held[index % 60]
             await asyncio.sleep(0.001 * (index % 7))
             return await persist(usage, a_commit(asked, 3) if index % 3 else Release(asked.id))

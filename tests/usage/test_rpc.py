@@ -105,7 +105,7 @@ async def test_an_event_is_refused_by_reason(house: House, clock: FakeClock) -> 
     await record(house, event)
     error = await refused(record(house, an_event(person, clock, credits=8)))
     assert refusal_of(error) == (StatusCode.FAILED_PRECONDITION, "NO_CREDITS")
-    assert dict(info_of(error).metadata) == {"balance": "7", "credits": "8"}
+    assert dict(info_of(error).metadata) == {"balance": "7", "credits": "8", "short_by": "1"}
     assert info_of(error).domain == "usage.finity"
     event.credits = 4
     assert await refusal(record(house, event)) == (StatusCode.ALREADY_EXISTS, "EVENT_ID_REUSED")

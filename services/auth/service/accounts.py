@@ -25,6 +25,7 @@ from services.auth.service.step_up import require_fresh
 from services.auth.store import admin_logs, sessions, users
 
 USER_REGISTERED = "user_registered"
+ROLE_CHANGED = "role_changed"
 USAGE = "usage"
 
 
@@ -153,6 +154,9 @@ class AccountService:
                     ended = await sessions.end_impersonations(
                         conn, user_id, reason=EndReason.ADMIN, by=actor.key, now=now
                     )
+                await outbox.enqueue(
+                    conn, ROOM, ROLE_CHANGED, role_change(changed), [USAGE], now=now
+                )
                 await admin_logs.insert_admin_log(
                     conn,
                     log_id=uuid7(now),
@@ -165,6 +169,7 @@ class AccountService:
                 return changed
 
             user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
+        self._room.wake_relay()
         await self._room.announce(Revocations(ended, [(user.id, user.token_version)]))
         return user
 
@@ -183,3 +188,13 @@ class AccountService:
             raise AccessDenied
         require_fresh(actor, admin, now)
         return admins
+
+
+def role_change(user: User) -> dict[str, str]:
+    """Returns the payload of role_changed; its sequence rises with every change of the role."""
+    return {
+        "user_id": str(user.id),
+        "role": user.role,
+        # Raised in the statement that changes the role, and never lowered.
+        "sequence": str(user.token_version),
+    }

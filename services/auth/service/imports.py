@@ -15,7 +15,7 @@ from services.auth.domain.imports import (
     judge,
 )
 from services.auth.domain.users import Role
-from services.auth.service.accounts import USAGE, USER_REGISTERED
+from services.auth.service.accounts import ROLE_CHANGED, USAGE, USER_REGISTERED
 from services.auth.service.room import Room
 from services.auth.store.imports import (
     NewUser,
@@ -49,6 +49,7 @@ class ImportService:
             await enqueue_all(conn, USER_REGISTERED, payloads, USAGE, now)
             known = await find_ids(conn, list(rows))
             raised = [row for row in new if row.role is not Role.FREE]
+            await enqueue_all(conn, ROLE_CHANGED, [_role(row) for row in raised], USAGE, now)
             await log_roles(conn, raised, actor=actor, now=now)
         self._room.wake_relay()
         return [
@@ -57,6 +58,11 @@ class ImportService:
             else _settled(known.get(one.email), created)
             for one, rejection in judged
         ]
+
+
+def _role(row: NewUser) -> dict[str, str]:
+    """Returns the payload of role_changed of a new account; every later one is newer."""
+    return {"user_id": str(row.id), "role": row.role, "sequence": "1"}
 
 
 def _hash_fault(newcomer: Newcomer) -> Rejection | None:

@@ -15,6 +15,7 @@ from uuid import UUID
 from services.usage.domain.accounts import Balance, Draw, Kind, Posting
 from services.usage.domain.grants import Grant
 from services.usage.domain.holds import Hold, State
+from services.usage.domain.standing import Standing
 
 
 @dataclass(slots=True)
@@ -46,6 +47,9 @@ class Book:
     actor: str | None = None
     """Whoever acts from now on, for what is posted; see Posting."""
     note: str | None = None
+    standing: Standing = field(default_factory=Standing)
+    granted_now: list[Grant] = field(default_factory=list)
+    """Allowances that are not stored yet."""
 
     @property
     def available(self) -> int:
@@ -172,9 +176,36 @@ class Book:
         self.closed_at = at
         # What is held still comes back, or is used by the call it is held for.
         self.due_at = self.due_at if self.reserved else None
+        self.standing.forget()
+
+    def overdue(self, now: datetime) -> bool:
+        """Tells whether something of the account has begun, is over or is to be granted."""
+        if self.due_at is not None and self.due_at <= now:
+            return True
+        return self.closed_at is None and self.standing.owed(now)
 
     def mature(self, now: datetime) -> None:
         """Lets begin and expire what has by now, holds too, in the order of their times."""
+        if self.closed_at is None and self.standing.owed(now):
+            # Entries rise with time: nothing may have been written since the month began.
+            began = self.standing.month_began(now)
+            at = began if self.due_at is not None and self.due_at <= began else now
+            self._mature_by(at)
+            self.grant_allowance(at)
+        self._mature_by(now)
+        allowance = self.standing.refills_at if self.closed_at is None else None
+        grants = (grant.due() for grant in self.grants)
+        self.due_at = earliest([allowance, self.next_hold_at, *grants])
+
+    def grant_allowance(self, at: datetime) -> None:
+        """Grants what is missing of the current month's allowance."""
+        terms = self.standing.grant(at)
+        if terms is not None:
+            grant = Grant(self.new_id(), self.user_id, terms, terms.amount, at, at)
+            self.granted_now.append(grant)
+            self.add(grant, at)
+
+    def _mature_by(self, now: datetime) -> None:
         holds = deque(self._over(now))
         while True:
             due = self._next_due(now)
@@ -189,7 +220,6 @@ class Book:
                     self.activate(grant, at)
                 else:
                     self.retire(grant, Kind.EXPIRE, at)
-        self.due_at = earliest([*(grant.due() for grant in self.grants), self.next_hold_at])
 
     def post(
         self,

@@ -11,6 +11,8 @@ from uuid import UUID
 
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
+from services.usage.domain.calendar import Window
+from services.usage.domain.quotas import Exceeded, Limits
 
 OLDEST_EVENT = timedelta(days=35)
 NEWEST_EVENT = timedelta(minutes=5)
@@ -26,6 +28,8 @@ class Outcome(Enum):
     ACCOUNT_CLOSED = "account_closed"
     EVENT_ID_REUSED = "event_id_reused"
     ACCOUNT_BUSY = "account_busy"
+    QUOTA_WINDOW = "quota_window"
+    RATE_LIMIT = "rate_limit"
 
 
 # Tuples, because a flush makes thousands of both: half the cost of frozen dataclasses.
@@ -39,11 +43,20 @@ class Event(NamedTuple):
     time: datetime
 
 
+class Short(NamedTuple):
+    """By how many credits a balance is too small, and when an allowance comes."""
+
+    by: int
+    refills_at: datetime | None = None
+
+
 class Result(NamedTuple):
     """What became of one event, and the credits left when it was decided."""
 
     outcome: Outcome
     available: int = 0
+    why: Short | Exceeded | None = None
+    """Of what there was too little, for a refusal that is about that."""
 
 
 @dataclass(slots=True)
@@ -65,14 +78,16 @@ def settle(
     books: Mapping[UUID, Book],
     recorded: Iterable[Event],
     busy: Mapping[UUID, Balance] = MappingProxyType({}),
+    limits: Mapping[UUID, Limits] = MappingProxyType({}),
 ) -> Settlement:
     """
     Decides every event of a flush, in order; nothing is spent yet.
 
     `books` are locked, `busy` are accounts somebody else holds, as they were a
     moment ago: good for telling a balance, not for spending it. `recorded` are the
-    events of these ids that exist already. An event is accepted when its credits
-    fit into what is left after those accepted before it.
+    events of these ids that exist already, `limits` those of accounts with quotas. An
+    event is accepted when its credits fit into what is left after those accepted before
+    it, and the call into every quota that holds for it.
     """
     settlement = Settlement()
     known = {event.id: event for event in recorded}
@@ -83,6 +98,9 @@ def settle(
             outcome = Outcome.ACCOUNT_CLOSED
         elif outcome is Outcome.ACCOUNT_NOT_OPEN and event.user_id in busy:
             outcome = Outcome.ACCOUNT_BUSY
+        why: Short | Exceeded | None = None
+        if outcome is Outcome.ACCEPTED:
+            outcome, why = admit(event, books[event.user_id], left[event.user_id], limits)
         if outcome is Outcome.ACCEPTED:
             known[event.id] = event
             left[event.user_id] -= event.credits
@@ -92,8 +110,29 @@ def settle(
             available = left[event.user_id] - books[event.user_id].overdraft_limit
         else:
             available = busy[event.user_id].available if event.user_id in busy else 0
-        settlement.results.append(Result(outcome, available))
+        settlement.results.append(Result(outcome, available, why))
     return settlement
+
+
+def admit(
+    event: Event, book: Book, left: int, limits: Mapping[UUID, Limits]
+) -> tuple[Outcome, Short | Exceeded | None]:
+    """
+    Decides a new event of an open account with `left` to spend, and counts it.
+
+    Quotas come first: who has used one up is not helped by more credits.
+    """
+    limit = limits.get(event.user_id)
+    if limit is not None:
+        exceeded = limit.exceeded(event.tool_name, event.credits)
+        if exceeded is not None:
+            minute = exceeded.window is Window.MINUTE
+            return (Outcome.RATE_LIMIT if minute else Outcome.QUOTA_WINDOW), exceeded
+    if event.credits > left:
+        return Outcome.NO_CREDITS, Short(event.credits - left, book.standing.refills_at)
+    if limit is not None:
+        limit.count(event.tool_name, event.credits)
+    return Outcome.ACCEPTED, None
 
 
 def _decide(event: Event, known: Event | None, left: int | None) -> Outcome:
@@ -101,4 +140,4 @@ def _decide(event: Event, known: Event | None, left: int | None) -> Outcome:
         return Outcome.DUPLICATE if known == event else Outcome.EVENT_ID_REUSED
     if left is None:
         return Outcome.ACCOUNT_NOT_OPEN
-    return Outcome.ACCEPTED if event.credits <= left else Outcome.NO_CREDITS
+    return Outcome.ACCEPTED

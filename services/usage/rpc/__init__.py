@@ -3,6 +3,8 @@
 from finity.usage.v1 import (
     ledger_pb2,
     ledger_pb2_grpc,
+    quota_pb2,
+    quota_pb2_grpc,
     report_pb2,
     report_pb2_grpc,
     reservation_pb2,
@@ -14,6 +16,7 @@ from grpc import aio
 
 from chassis.pages import PageTokens
 from services.usage.rpc.ledger import LedgerServicer
+from services.usage.rpc.quotas import QuotaServicer
 from services.usage.rpc.report import ReportServicer
 from services.usage.rpc.reservations import ReservationServicer
 from services.usage.rpc.usage import UsageServicer
@@ -25,6 +28,7 @@ CONTRACTS = [
     reservation_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"],
     report_pb2.DESCRIPTOR.services_by_name["ReportService"],
+    quota_pb2.DESCRIPTOR.services_by_name["QuotaService"],
 ]
 
 
@@ -45,3 +49,5 @@ def add_servicers(
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server)
     reports = ReportServicer(cases.reports, hub, pages)
     report_pb2_grpc.add_ReportServiceServicer_to_server(reports, server)
+    quotas = QuotaServicer(cases.quotas, cases.standings, pages, clock)
+    quota_pb2_grpc.add_QuotaServiceServicer_to_server(quotas, server)

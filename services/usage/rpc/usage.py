@@ -15,19 +15,13 @@ from chassis.contract import validate
 from chassis.errors import Refusal
 from chassis.ids import parse_uuid, uuid7_time
 from chassis.pages import PageTokens
-from chassis.refusals import Conflict
 from chassis.times import read_time, to_timestamp
 from services.usage.domain import metering
 from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Terms
 from services.usage.domain.metering import Event, Outcome, Result
-from services.usage.errors import (
-    AccountClosed,
-    AccountNotOpen,
-    EventIdReused,
-    EventTimeOutOfRange,
-    NoCredits,
-)
+from services.usage.errors import EventTimeOutOfRange
 from services.usage.rpc.messages import FROM_CATEGORY, to_balance, to_grant, to_past_balance
+from services.usage.rpc.refusals import REFUSALS, refusal_of
 from services.usage.service.accounts import AccountService
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
@@ -35,13 +29,6 @@ from services.usage.service.metering import MeteringService
 DEFAULT_PAGE = 50
 DECODE_AT_ONCE = 100
 Context = aio.ServicerContext[Any, Any]
-_REFUSALS: dict[Outcome, type[Refusal]] = {
-    Outcome.NO_CREDITS: NoCredits,
-    Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
-    Outcome.ACCOUNT_CLOSED: AccountClosed,
-    Outcome.EVENT_ID_REUSED: EventIdReused,
-    Outcome.ACCOUNT_BUSY: Conflict,
-}
 _ACCEPTED = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_ACCEPTED)
 _DUPLICATE = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_DUPLICATE)
 
@@ -92,8 +79,8 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     ) -> usage_pb2.RecordUsageResponse:
         event = _event(request.event, self._clock.now())
         result = (await self._metering.record([event]))[0]
-        if result.outcome in _REFUSALS:
-            raise _refusal(event, result)
+        if result.outcome in REFUSALS:
+            raise refusal_of(event.credits, result, self._clock.now())
         return usage_pb2.RecordUsageResponse(
             duplicate=result.outcome is Outcome.DUPLICATE, available=result.available
         )
@@ -112,7 +99,9 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         recorded = iter(await self._metering.record(good) if good else ())
         return usage_pb2.RecordUsageBatchResponse(
             results=[
-                _rejected(event) if isinstance(event, Refusal) else _result(event, next(recorded))
+                _rejected(event)
+                if isinstance(event, Refusal)
+                else _result(event, next(recorded), now)
                 for event in events
             ]
         )
@@ -159,18 +148,12 @@ def _event_or_refusal(event: usage_pb2.UsageEvent, now: datetime) -> Event | Ref
         return refusal
 
 
-def _refusal(event: Event, result: Result) -> Refusal:
-    if result.outcome is Outcome.NO_CREDITS:
-        return NoCredits(metadata={"balance": str(result.available), "credits": str(event.credits)})
-    return _REFUSALS[result.outcome]()
-
-
-def _result(event: Event, result: Result) -> usage_pb2.UsageResult:
+def _result(event: Event, result: Result, now: datetime) -> usage_pb2.UsageResult:
     if result.outcome is Outcome.ACCEPTED:
         return _ACCEPTED
     if result.outcome is Outcome.DUPLICATE:
         return _DUPLICATE
-    return _rejected(_refusal(event, result))
+    return _rejected(refusal_of(event.credits, result, now))
 
 
 def _rejected(refusal: Refusal) -> usage_pb2.UsageResult:
@@ -179,6 +162,7 @@ def _rejected(refusal: Refusal) -> usage_pb2.UsageResult:
         outcome=usage_pb2.UsageResult.OUTCOME_REJECTED,
         reason=refusal.reason,
         message=broken or refusal.message,
+        metadata=refusal.metadata,
     )
 
 

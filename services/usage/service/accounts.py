@@ -30,7 +30,10 @@ class AccountService:
             now = room.clock.now()
             async with room.writing(user_id) as conn:
                 await accounts.open_account(conn, user_id, now)
-                return (await lock_book(conn, user_id, now)).balance()
+                book = await lock_book(conn, user_id, now)
+                if book.postings:
+                    await accounts.write_books(conn, [book], now)
+                return book.balance()
         terms = Terms(
             SIGNUP, str(user_id), room.signup_credits, DEFAULT_PRIORITY, Category.PROMOTIONAL
         )

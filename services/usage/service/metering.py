@@ -15,6 +15,7 @@ from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.domain.metering import Event, Result
 from services.usage.domain.thresholds import Crossing
+from services.usage.service.limits import load_limits, write_limits
 from services.usage.service.room import ROOM, Room
 from services.usage.service.thresholds import Thresholds
 from services.usage.store import accounts
@@ -96,9 +97,11 @@ class MeteringService:
                 else:
                     books, busy = await accounts.lock_free_books(conn, users, now)
                 recorded = await store.find_events(conn, [event.id for event in events])
-                settlement = metering.settle(events, books, recorded, busy)
+                limits = await load_limits(conn, books, now, {event.tool_name for event in events})
+                settlement = metering.settle(events, books, recorded, busy, limits)
                 if settlement.accepted:
                     crossings = await self._write(conn, settlement, books, now)
+                    await write_limits(conn, limits)
         except asyncpg.UniqueViolationError as error:
             # The same event id for another user, in a flush that ran beside this one.
             raise Conflict from error

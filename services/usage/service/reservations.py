@@ -44,7 +44,6 @@ from services.usage.store import reservations as store
 
 QUEUE = "reservations"
 # Accounts that one transaction of the sweeper lets mature.
-SWEEP_AT_ONCE = 200
 _REFUSALS: dict[Outcome, type[Refusal]] = {
     Outcome.NO_CREDITS: NoCredits,
     Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
@@ -96,30 +95,6 @@ class ReservationService:
             book = await lock_book(conn, user_id, now)
             await accounts.write_books(conn, [book], now)
             return await self._find(conn, user_id, reservation_id)
-
-    async def sweep(self) -> int:
-        """Lets mature what is due in accounts that nobody looks at; returns how many had it."""
-        swept = 0
-        while found := await self._sweep(SWEEP_AT_ONCE):
-            swept += found
-            if found < SWEEP_AT_ONCE:
-                break
-        return swept
-
-    async def _ask(self, request: Request) -> tuple[Hold, int, Hold | None]:
-        (result,) = await self.desk.submit([request])
-        if result.outcome is not Outcome.DONE or result.hold is None:
-            raise _REFUSALS[result.outcome](metadata=_metadata(result))
-        return result.hold, result.available, result.renewed
-
-    async def _sweep(self, limit: int) -> int:
-        now = self._room.clock.now()
-        async with self._room.database.transaction() as conn:
-            books = await accounts.lock_due_books(conn, now, limit)
-            if books:
-                await accounts.write_books(conn, books, now)
-        self._room.announce([book.user_id for book in books])
-        return len(books)
 
     async def _find(self, conn: Connection, user_id: UUID, reservation_id: UUID) -> Hold:
         holds = await store.find_holds(conn, [reservation_id])

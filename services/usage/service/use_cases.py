@@ -4,9 +4,11 @@ from services.usage.service.accounts import AccountService
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 from services.usage.service.proofs import ProofService
+from services.usage.service.quotas import QuotaService
 from services.usage.service.reports import ReportService
 from services.usage.service.reservations import ReservationService
 from services.usage.service.room import Room
+from services.usage.service.standings import StandingService
 
 
 class UseCases:
@@ -20,3 +22,5 @@ class UseCases:
         self.ledger = LedgerService(room, self.accounts)
         self.proofs = ProofService(room)
         self.reports = ReportService(room)
+        self.quotas = QuotaService(room)
+        self.standings = StandingService(room)

@@ -12,12 +12,28 @@ from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.domain.holds import Hold
+from services.usage.domain.standing import Role
 from services.usage.errors import BalanceLimit, UserNotFound
-from services.usage.store.grants import find_grants, open_grants
+from services.usage.store.grants import find_grants, insert_grants, open_grants
 from services.usage.store.reservations import holds_over, next_ends, write_holds
+from services.usage.store.standings import read_standing, write_standings
 
 _BALANCE = "user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
-_BOOK = f"{_BALANCE}, debt"
+# What holds for the role is read with the row: a join would miss a role that changes meanwhile. A
+# query for each role runs once a statement, one that names the row's would run for every row.
+_OF_ROLE = ", ".join(
+    "CASE role"
+    + "".join(
+        f" WHEN '{role}' THEN (SELECT {column} FROM usage_roles WHERE role = '{role}')"
+        for role in Role
+    )
+    + f" END AS {name}"
+    for column, name in (("allowance", "allowance"), ("quotas", "role_quotas"))
+)
+_BOOK = (
+    f"{_BALANCE}, debt, role, role_sequence, time_zone, quotas, allowance_until,"
+    f" allowance_granted, {_OF_ROLE}"
+)
 # Rows that refer to an account may still come meanwhile.
 LOCK = "FOR NO KEY UPDATE"
 
@@ -47,7 +63,17 @@ async def lock_books(conn: Connection, user_ids: Iterable[UUID], now: datetime) 
 
     Returns those that are open or closed, with what has begun or expired by now.
     """
-    return await _books(conn, list(user_ids), now, "")
+    return await _books(conn, list(user_ids), now, LOCK)
+
+
+async def read_book(conn: Connection, user_id: UUID, now: datetime) -> Book | None:
+    """Returns an account as whoever locked it now would find it; not to be written."""
+    return (await _books(conn, [user_id], now, "")).get(user_id)
+
+
+async def only_read(conn: Connection) -> None:
+    """Makes the transaction that has just begun one picture, in which nothing is written."""
+    await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
 
 async def lock_free_books(
@@ -55,20 +81,9 @@ async def lock_free_books(
 ) -> tuple[dict[UUID, Book], dict[UUID, Balance]]:
     """Locks the accounts nobody else holds; returns them, and the others as they stand."""
     users = list(user_ids)
-    free = await _books(conn, users, now, "SKIP LOCKED")
+    free = await _books(conn, users, now, f"{LOCK} SKIP LOCKED")
     opened = await get_balances(conn, users)
     return free, {user_id: each for user_id, each in opened.items() if user_id not in free}
-
-
-async def lock_due_books(conn: Connection, now: datetime, limit: int) -> list[Book]:
-    """Locks accounts in which something is due and that nobody else holds."""
-    due = await conn.fetch(
-        "SELECT user_id FROM credit_accounts WHERE due_at <= $1 ORDER BY due_at LIMIT $2"
-        f" {LOCK} SKIP LOCKED",
-        now,
-        limit,
-    )
-    return list((await lock_books(conn, [row["user_id"] for row in due], now)).values())
 
 
 async def add_drawn(conn: Connection, books: Mapping[UUID, Book], holds: Iterable[Hold]) -> None:
@@ -92,6 +107,8 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
     Holds follow in one of their own. BalanceLimit past 10^15 credits.
     """
     written = list(books)
+    await insert_grants(conn, [grant for book in written for grant in book.granted_now])
+    await write_standings(conn, [book for book in written if book.standing.changed])
     postings = [(book.user_id, posting) for book in written for posting in book.postings]
     grants = [grant for book in written for grant in book.changed.values()]
     with on_constraint("credit_accounts_granted_max", BalanceLimit):
@@ -166,17 +183,17 @@ FROM unnest(
 
 
 async def _books(
-    conn: Connection, user_ids: Sequence[UUID], now: datetime, unless: str
+    conn: Connection, user_ids: Sequence[UUID], now: datetime, lock: str
 ) -> dict[UUID, Book]:
     rows = await conn.fetch(
         f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::uuid[])"
-        f" ORDER BY user_id {LOCK} {unless}",
+        f" ORDER BY user_id {lock}",
         user_ids,
     )
     new_id = partial(uuid7, now)
     books = {row["user_id"]: _book(row, new_id) for row in rows}
     await _fill(conn, books)
-    due = [book for book in books.values() if book.due_at is not None and book.due_at <= now]
+    due = [book for book in books.values() if book.overdue(now)]
     if held := [book.user_id for book in due if book.reserved]:
         await _fill_holds(conn, books, held, now)
     for book in due:
@@ -215,6 +232,7 @@ def _book(row: Record, new_id: Callable[[], UUID]) -> Book:
         row["closed_at"],
         row["due_at"],
         new_id,
+        standing=read_standing(row),
     )
 
 

@@ -45,6 +45,32 @@ async def insert_grant(conn: Connection, grant: Grant) -> bool:
     )
 
 
+async def insert_grants(conn: Connection, grants: Sequence[Grant]) -> None:
+    """Inserts grants that do not count yet; none of them may be there."""
+    if not grants:
+        return
+    await conn.execute(
+        "INSERT INTO credit_grants (id, user_id, source, source_ref, amount, remaining,"
+        " priority, category, effective_at, expires_at, created_at)"
+        " SELECT id, user_id, source, source_ref, amount, amount,"
+        " priority, category, effective_at, expires_at, created_at"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bigint[],"
+        " $6::smallint[], $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])"
+        " AS s (id, user_id, source, source_ref, amount, priority, category, effective_at,"
+        " expires_at, created_at)",
+        [grant.id for grant in grants],
+        [grant.user_id for grant in grants],
+        [grant.terms.source for grant in grants],
+        [grant.terms.source_ref for grant in grants],
+        [grant.terms.amount for grant in grants],
+        [grant.terms.priority for grant in grants],
+        [grant.terms.category for grant in grants],
+        [grant.effective_at for grant in grants],
+        [grant.terms.expires_at for grant in grants],
+        [grant.created_at for grant in grants],
+    )
+
+
 async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant | None:
     row = await conn.fetchrow(
         f"SELECT {_GRANT} FROM credit_grants g"

@@ -29,8 +29,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_NO_CREDITS: _ErrorReason.ValueType  # 1
-    """FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance" and "credits",
-    and of reservations "short", the credits that are missing.
+    """FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance", "credits", "short_by"
+    (what an overdraft does not cover; of reservations "short") and, if an allowance comes, "refills_at" (RFC 3339).
     """
     ERROR_REASON_ACCOUNT_NOT_OPEN: _ErrorReason.ValueType  # 2
     """FAILED_PRECONDITION: the user has no credit account yet; one opens moments after registration."""
@@ -84,6 +84,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the lease's holder has taken another one since, or the fence is not the
     lease's; metadata has "fence", that of the last lease.
     """
+    ERROR_REASON_QUOTA_WINDOW: _ErrorReason.ValueType  # 40
+    """RESOURCE_EXHAUSTED: a quota of a day or month is used up, or the call does not fit into what is left of it; metadata has
+    "tool" ("*" for a quota of all tools), "window" (DAY, MONTH), "unit" (calls, credits), "limit", "used" and "resets_at"
+    (RFC 3339). Of several quotas it is the one that resets last. RetryInfo is until it resets.
+    """
+    ERROR_REASON_RATE_LIMIT: _ErrorReason.ValueType  # 41
+    """RESOURCE_EXHAUSTED: the same for a quota of a minute; "window" is MINUTE."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -91,8 +98,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_NO_CREDITS: ErrorReason.ValueType  # 1
-"""FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance" and "credits",
-and of reservations "short", the credits that are missing.
+"""FAILED_PRECONDITION: the balance is smaller than the event's credits; metadata has "balance", "credits", "short_by"
+(what an overdraft does not cover; of reservations "short") and, if an allowance comes, "refills_at" (RFC 3339).
 """
 ERROR_REASON_ACCOUNT_NOT_OPEN: ErrorReason.ValueType  # 2
 """FAILED_PRECONDITION: the user has no credit account yet; one opens moments after registration."""
@@ -146,6 +153,13 @@ ERROR_REASON_LEASE_FENCED: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION: the lease's holder has taken another one since, or the fence is not the
 lease's; metadata has "fence", that of the last lease.
 """
+ERROR_REASON_QUOTA_WINDOW: ErrorReason.ValueType  # 40
+"""RESOURCE_EXHAUSTED: a quota of a day or month is used up, or the call does not fit into what is left of it; metadata has
+"tool" ("*" for a quota of all tools), "window" (DAY, MONTH), "unit" (calls, credits), "limit", "used" and "resets_at"
+(RFC 3339). Of several quotas it is the one that resets last. RetryInfo is until it resets.
+"""
+ERROR_REASON_RATE_LIMIT: ErrorReason.ValueType  # 41
+"""RESOURCE_EXHAUSTED: the same for a quota of a minute; "window" is MINUTE."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
@@ -652,25 +666,51 @@ class UsageResult(_message.Message):
     OUTCOME_REJECTED: UsageResult.Outcome.ValueType  # 3
     """Not recorded; reason says why."""
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     outcome: Global___UsageResult.Outcome.ValueType
     """What became of the event."""
     reason: _builtins.str
     """For a rejected event the refusal's ErrorInfo.reason, e.g. "NO_CREDITS"."""
     message: _builtins.str
     """For a rejected event one sentence for a developer."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For a rejected event the refusal's ErrorInfo.metadata, e.g. "short_by"."""
+
     def __init__(
         self,
         *,
         outcome: Global___UsageResult.Outcome.ValueType = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metadata", b"metadata", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
