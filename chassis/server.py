@@ -69,7 +69,7 @@ class Server:
         self._room = room
         self._names = [service.full_name for service in services]
         logs.conceal(sensitive_names(services))
-        gate = Gate(
+        self._gate = Gate(
             room,
             methods_of(services),
             authenticator,
@@ -77,7 +77,7 @@ class Server:
             max_concurrent_calls=settings.max_concurrent_calls,
         )
         make = pygrpc_native.aio.server if settings.transport == "native" else aio.server
-        self.grpc: aio.Server = make(interceptors=[gate], options=_OPTIONS)
+        self.grpc: aio.Server = make(interceptors=[self._gate], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection and settings.env == "development":
@@ -127,6 +127,7 @@ class Server:
             await stop.wait()
             _log.info("draining", seconds=self._settings.drain_seconds)
             await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+            self._gate.drain()
             for end in self.on_drain:
                 end()
             await self.grpc.stop(self._settings.drain_seconds)

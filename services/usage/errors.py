@@ -1,6 +1,6 @@
 """The usage room's refusals; finity/usage/v1/usage.proto describes them to callers."""
 
-from chassis.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 
 
 class NoCredits(FailedPrecondition):
@@ -49,3 +49,9 @@ class AccountClosed(FailedPrecondition):
     """The user was erased; nothing is granted or spent any more."""
 
     reason = "ACCOUNT_CLOSED"
+
+
+class SequenceNotGrowing(InvalidArgument):
+    """A batch's sequence is not greater than that of the batch before it on the stream."""
+
+    reason = "SEQUENCE_NOT_GROWING"

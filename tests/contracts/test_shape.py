@@ -36,6 +36,7 @@ CLIENT_IDS = {
     "GrantCredits": ("source_ref", "(source, source_ref) is unique per user"),
     "RecordUsage": ("event", "event_id is made by the caller, once per tool call"),
     "RecordUsageBatch": ("events", "each event has its own event_id"),
+    "IngestUsage": ("events", "each event has its own event_id"),
     "StartSignIn": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),
     "FinishSignIn": ("flow", "made by the service for one use; a repeat is refused"),
     "StartLinking": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),
