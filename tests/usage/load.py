@@ -62,7 +62,9 @@ class Load:
             else:
                 batch = usage_pb2.RecordUsageBatchRequest(events=events)
                 answer = await usage.RecordUsageBatch(batch, metadata=service, timeout=20)
-                assert not [r.reason for r in answer.results if r.reason]
+                events = self._without_busy(
+                    events, {at: r.reason for at, r in enumerate(answer.results) if r.reason}
+                )
         except aio.AioRpcError as error:
             self.unsure += events
             self._refused(error)
@@ -89,8 +91,8 @@ class Load:
                 answer = await stream.read()
                 if answer is aio.EOF:
                     return
-                assert not answer.rejected
-                self._acknowledge(waiting.popleft())
+                rejected = {each.index: each.reason for each in answer.rejected}
+                self._acknowledge(self._without_busy(waiting.popleft(), rejected))
         except aio.AioRpcError as error:
             self._refused(error)
         except asyncio.InvalidStateError:
@@ -98,6 +100,12 @@ class Load:
             return
         finally:
             self.unsure += itertools.chain.from_iterable(waiting)
+
+    def _without_busy(self, events: Events, rejected: dict[int, str]) -> Events:
+        """Returns those that were recorded; whose account was held for too long stays unsure."""
+        assert set(rejected.values()) <= {"CONFLICT"}
+        self.unsure += [events[index] for index in rejected]
+        return [event for index, event in enumerate(events) if index not in rejected]
 
     def _acknowledge(self, events: Events) -> None:
         self.acknowledged.update(event.event_id for event in events)
@@ -125,7 +133,12 @@ async def finish(
 ) -> None:
     """Sends what is unsure until all is acknowledged; then everything is there, once."""
     while load.unsure:
-        await load.send(usage, min(count, len(load.unsure)))
+        try:
+            await load.send(usage, min(count, len(load.unsure)))
+        except aio.AioRpcError as error:
+            # Other replicas may still hold the accounts.
+            if error.code() is not StatusCode.ABORTED:
+                raise
     assert await kept(owner, load)
     assert await owner.fetchval("SELECT count(*) FROM tool_usage") == load.sent
     assert await owner.fetchval("SELECT sum(used) FROM credit_accounts") == load.credits
