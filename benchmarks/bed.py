@@ -7,6 +7,7 @@ empty services and the peer.
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from suite.rooms import Room
 from suite.stack import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
+NODE_PEER = ROOT / "benchmarks" / "node_peer"
 START_SECONDS = 30.0
 TRANSPORTS = ("native", "grpcio")
 KINDS = ("bare", "gated")
 # A gRPC and a Prometheus port for each empty service and the second usage, one for each peer.
-_PORTS = 2 * (len(TRANSPORTS) * len(KINDS) + 1) + 3
+_PORTS = 2 * (len(TRANSPORTS) * len(KINDS) + 1) + 4
 # As many as SQLAlchemy's own default lets through (5 and 10 more), and a few to spare.
 PEER_POOL = 20
 _OURS = ("FINITY_", "DATABASE_URL", "REDIS_URL", "PG")
@@ -60,6 +62,8 @@ class Bed:
     """Processes → the peer served by so many."""
     check: Place
     """The peer of ValidateToken."""
+    node: Place | None = None
+    """The peer in Node, in one process; None where its packages are not installed."""
 
 
 @contextlib.contextmanager
@@ -81,6 +85,7 @@ def made(directory: Path) -> Iterator[Bed]:
             gateway=Place(stack.gateway_url.removeprefix("http://")),
             peers={processes: beside.peer(processes) for processes in sorted({1, cores()})},
             check=beside.check(),
+            node=beside.node(),
         )
         beside.wait()
         yield bed
@@ -130,15 +135,27 @@ class _Beside:
         self._start("peer that checks", arguments, port, {})
         return Place(f"{ports.LOOPBACK}:{port}", f"http://{ports.LOOPBACK}:{port}/answered")
 
+    def node(self) -> Place | None:
+        program = shutil.which("node")
+        if program is None or not (NODE_PEER / "node_modules" / ".prisma" / "client").exists():
+            return None
+        port = next(self._ports)
+        command = [program, str(NODE_PEER / "server.js"), str(port), str(PEER_POOL)]
+        self._run("peer in node", command, port, {})
+        return Place(f"{ports.LOOPBACK}:{port}")
+
     def wait(self) -> None:
         """Returns once everything listens; SuiteError if something does not."""
         for child, port in self._starting:
             child.wait_until(partial(ports.answers, port), START_SECONDS)
 
     def _start(self, name: str, arguments: list[str], port: int, moved: dict[str, str]) -> None:
+        self._run(name, [sys.executable, *arguments], port, moved)
+
+    def _run(self, name: str, command: list[str], port: int, moved: dict[str, str]) -> None:
         child = Child(
             name,
-            [sys.executable, *arguments],
+            command,
             environment=self._stack.environment("usage") | moved,
             directory=ROOT,
         )

@@ -14,6 +14,9 @@ from benchmarks.load import LoadError, connect
 class GrpcLine:
     """Up to `places` calls at once over one HTTP/2 connection."""
 
+    _ends = True
+    """Whether a message is the last one of its stream."""
+
     def __init__(
         self, address: str, path: str, metadata: Sequence[tuple[str, str]], places: int
     ) -> None:
@@ -96,11 +99,12 @@ class GrpcLine:
             self._window -= size
             self._credit[stream] -= size
             last = size == len(message)
-            flags = END_STREAM if last else 0
+            flags = END_STREAM if last and self._ends else 0
             out.append(http2.frame(Frame.DATA, flags, stream, bytes(message[:size])))
             if last:
                 self._queue.popleft()
-                del self._credit[stream]
+                if self._ends:
+                    del self._credit[stream]
             else:
                 self._queue[0] = (stream, message[size:])
         return b"".join(out)

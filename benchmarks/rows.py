@@ -10,10 +10,12 @@ from finity.usage.v1 import usage_pb2
 
 from benchmarks.bed import KINDS, TRANSPORTS, Bed, cores
 from benchmarks.bodies import EVENT_ID, USER_ID, Bodies, Events, Repeated
+from benchmarks.copying import Copying
 from benchmarks.counters import Answered, Counter, Handled, Rows
 from benchmarks.empty import METHOD, SERVICE
 from benchmarks.seed import PASSWORD, People
 from benchmarks.work import Calls, H2load, Hashing, Stormed, Verifying, Work
+from chassis.dsn import parse_dsn
 from services.auth.config import Settings
 
 AUTH, USAGE = "/finity.auth.v1.AuthService/", "/finity.usage.v1.UsageService/"
@@ -21,8 +23,10 @@ LINES, PLACES = 4, 16
 # Metered calls: a few callers, and a house full enough for any server measured to be at its peak.
 FEW, MANY = 64, 256
 BATCH = 1000
-PEER = "FastAPI + SQLAlchemy"
+PEER, NODE_PEER = "FastAPI + SQLAlchemy", "Fastify + Prisma"
 RECORD, BATCHES, HASHING = "RecordUsage", "RecordUsageBatch", "argon2id alone"
+INGEST, ALONE, BALANCE = "IngestUsage", "RecordUsage, one at a time", "GetBalance"
+COPY, BIG_COPY = "COPY, 1,000 rows each", "COPY, one for all"
 SODIUM = "argon2id alone, libsodium"
 VALIDATE, CHECK = "ValidateToken", "FastAPI + PyJWT + SQLAlchemy"
 VERIFIER = "a verifier, in its process"
@@ -47,10 +51,12 @@ class Row:
     each: int = 1
     """Events a call carries."""
     client: str = "ours"
+    counts_events: bool = False
+    """Whether what is counted are events already, though a call carries many."""
 
     @property
     def unit(self) -> str:
-        return "events/s" if self.each > 1 else "calls/s"
+        return "events/s" if self.each > 1 or self.counts_events else "calls/s"
 
 
 def every(bed: Bed, people: People) -> list[Row]:
@@ -59,6 +65,8 @@ def every(bed: Bed, people: People) -> list[Row]:
     return [
         *_empty(bed),
         *_records(bed, people, service),
+        *_in_bulk(bed, people, service),
+        *_reads(bed, people, service),
         *_tokens(bed, people, service),
     ]
 
@@ -101,6 +109,19 @@ def _records(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> 
             peer = Calls("json", place.address, "/v1/usage", (), as_json, in_flight)
             name = PEER if processes == 1 else f"{PEER}, {processes} processes"
             yield Row(name, "JSON", peer, in_flight, Rows("peer_usage"))
+    if bed.node:
+        for in_flight in (FEW, MANY):
+            peer = Calls("json", bed.node.address, "/v1/usage", (), as_json, in_flight)
+            yield Row(NODE_PEER, "JSON", peer, in_flight, Rows("peer_usage"))
+    native = bed.usage["native"]
+    work = Calls("grpc", native.address, USAGE + RECORD, service, single, 1, 1)
+    yield Row(ALONE, "native", work, 1, Handled(native, RECORD), written)
+
+
+def _in_bulk(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
+    """Yields what is compared with COPY, and COPY right beside."""
+    written, copied = Rows("tool_usage"), Rows("copy_usage")
+    url = parse_dsn(bed.database_url).url
     batch = usage_pb2.RecordUsageBatchRequest(events=[_event()]).SerializeToString()
     bodies = Events(batch, people.ids, BATCH, _MOST_BATCHES)
     native = bed.usage["native"]
@@ -109,6 +130,25 @@ def _records(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> 
     yield Row(
         BATCHES, "native", work, lines * places, Handled(native, BATCHES), written, each=BATCH
     )
+    ingested = usage_pb2.IngestUsageRequest(events=[_event()]).SerializeToString()
+    bodies = Events(ingested, people.ids, BATCH, _MOST_BATCHES)
+    work = Calls("stream", native.address, USAGE + INGEST, service, bodies, lines, places)
+    yield Row(INGEST, "native", work, lines * places, written, counts_events=True)
+    for name, rows in ((COPY, BATCH), (BIG_COPY, 0)):
+        work_of = Copying(url, people.ids, rows)
+        yield Row(name, "SQL", work_of, 1, copied, counts_events=True)
+
+
+def _reads(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
+    native = bed.usage["native"]
+    asked = Repeated(
+        tuple(
+            usage_pb2.GetBalanceRequest(user_id=user_id).SerializeToString()
+            for user_id in people.ids
+        )
+    )
+    work = Calls("grpc", native.address, USAGE + BALANCE, service, asked, LINES, PLACES)
+    yield Row(BALANCE, "native", work, FEW, Handled(native, BALANCE))
 
 
 def _tokens(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from finity.auth.v1 import auth_pb2, auth_pb2_grpc
 from finity.usage.v1 import usage_pb2, usage_pb2_grpc
 from grpc import aio
 
+from benchmarks import copying
 from benchmarks.bed import Bed
 from benchmarks.peer import SCHEMA
 from chassis.dsn import parse_dsn
@@ -89,6 +90,7 @@ async def _each(act: Callable[[str], Awaitable[None]], names: tuple[str, ...]) -
 
 async def _sow_peer(conn: "asyncpg.Connection[Any]", now: datetime) -> None:
     await conn.execute(SCHEMA)
+    await conn.execute(copying.SCHEMA)
     await conn.execute(
         "INSERT INTO peer_accounts (user_id, granted, created_at, updated_at)"
         " SELECT user_id, granted, $1, $1 FROM credit_accounts",

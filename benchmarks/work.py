@@ -18,6 +18,7 @@ from benchmarks.bodies import Bodies
 from benchmarks.grpc_line import GrpcLine
 from benchmarks.http_line import HttpLine
 from benchmarks.load import Line, LoadError, drive
+from benchmarks.stream_line import StreamLine
 from chassis.channels import open_channel
 from chassis.clock import SystemClock
 from chassis.tokens import TokenVerifier
@@ -61,7 +62,7 @@ class Work(Protocol):
 class Calls:
     """Calls of one method by our own generator."""
 
-    protocol: Literal["grpc", "json"]
+    protocol: Literal["grpc", "stream", "json"]
     address: str
     path: str
     headers: tuple[tuple[str, str], ...]
@@ -80,7 +81,8 @@ class Calls:
     def _line(self) -> Line:
         if self.protocol == "json":
             return HttpLine(self.address, self.path, self.headers)
-        return GrpcLine(self.address, self.path, self.headers, self.places)
+        kind = StreamLine if self.protocol == "stream" else GrpcLine
+        return kind(self.address, self.path, self.headers, self.places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -27,6 +27,7 @@ from chassis.calls import (
     request_id,
 )
 from chassis.contract import Method, validate
+from chassis.draining import Draining
 from chassis.errors import Code, Refusal
 from chassis.refusals import DeadlinePassed, Defect, Overloaded
 
@@ -36,15 +37,19 @@ T = TypeVar("T")
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 Behavior = Callable[[Message, Any], Awaitable[Message]]
 StreamBehavior = Callable[[Message, Any], AsyncGenerator[Message, None]]
+Requests = AsyncGenerator[Message, None]
+CollectBehavior = Callable[[Requests, Any], Awaitable[Message]]
+ExchangeBehavior = Callable[[Requests, Any], AsyncGenerator[Message, None]]
 
 
 class Answering:
-    """Answers calls of both kinds; every exception that leaves it is a Refusal or the library's."""
+    """Answers calls of every kind; every exception that leaves it is a Refusal or the library's."""
 
     def __init__(self, authenticator: Authenticator, default_deadline: float) -> None:
         """`default_deadline` is in seconds, for unary calls whose caller named none."""
         self._authenticator = authenticator
         self._default_deadline = default_deadline
+        self.draining = Draining()
 
     async def unary(
         self, method: Method, behavior: Behavior, raw: bytes, context: Context, *, full: bool
@@ -68,6 +73,51 @@ class Answering:
             await _within(call.remaining(), self._write(call, authorization, messages, context))
         except Exception as error:
             raise _explained(call, error) from error
+
+    async def collect(
+        self,
+        method: Method,
+        behavior: CollectBehavior,
+        raws: AsyncIterator[bytes],
+        context: Context,
+        *,
+        full: bool,
+    ) -> Message:
+        """Answers a stream of requests once; it has the caller's deadline or none."""
+        call, authorization = self._enter(method, context, float("inf"))
+        try:
+            await self._let_in(call, authorization, full=full)
+            async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
+                return await _within(call.remaining(), behavior(requests, context))
+        except Exception as error:
+            raise _explained(call, error) from error
+
+    async def exchange(
+        self,
+        method: Method,
+        behavior: ExchangeBehavior,
+        raws: AsyncIterator[bytes],
+        context: Context,
+        *,
+        full: bool,
+    ) -> None:
+        """Writes what the handler yields while requests come; the caller's deadline or none."""
+        call, authorization = self._enter(method, context, float("inf"))
+        try:
+            await self._let_in(call, authorization, full=full)
+            async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
+                messages = behavior(requests, context)
+                await _within(call.remaining(), self._write(call, authorization, messages, context))
+        except Exception as error:
+            raise _explained(call, error) from error
+
+    async def _requests(
+        self, call: Call, authorization: str, raws: AsyncIterator[bytes]
+    ) -> Requests:
+        """Yields each request that may come in; raises Stopping once the server drains."""
+        async for raw in self.draining.until_then(raws):
+            # As with what is written: credentials may have ended since the stream began.
+            yield self._read(call, raw, await self._authenticate(call, authorization))
 
     async def _write(
         self,
@@ -94,10 +144,15 @@ class Answering:
         return call, str(metadata.get("authorization", ""))
 
     async def _admitted(self, call: Call, authorization: str, raw: bytes, *, full: bool) -> Message:
+        # Before a byte of the body is read: decoding is work that strangers must not order.
+        return self._read(call, raw, await self._let_in(call, authorization, full=full))
+
+    async def _let_in(self, call: Call, authorization: str, *, full: bool) -> bool:
         if full:
             raise Overloaded(retry_after=0.5)
-        # Before a byte of the body is read: decoding is work that strangers must not order.
-        may_name_anyone = await self._authenticate(call, authorization)
+        return await self._authenticate(call, authorization)
+
+    def _read(self, call: Call, raw: bytes, may_name_anyone: bool) -> Message:
         request = call.method.parse(raw)
         settle_subject(call.method, request, call.caller, may_name_anyone)
         validate(request)

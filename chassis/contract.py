@@ -46,6 +46,8 @@ class Method:
     """Name of the request field that names whose data it is about; "" if none does."""
     streams: bool = False
     """Whether it answers with a stream of messages."""
+    takes_stream: bool = False
+    """Whether it takes a stream of messages; each is looked at as a request is."""
 
     def parse(self, raw: bytes) -> Message:
         """Decodes a request; MalformedMessage if the bytes are not one."""
@@ -103,8 +105,6 @@ def _method(service: ServiceDescriptor, descriptor: MethodDescriptor) -> Method:
         raise ContractError(
             f"{path} has no access rule: add (finity.options.v1.access) to its proto."
         )
-    if descriptor.client_streaming:
-        raise ContractError(f"{path} takes a stream, which the chassis does not serve yet.")
     _compile_rules(descriptor.input_type, set())
     return Method(
         path=path,
@@ -115,6 +115,7 @@ def _method(service: ServiceDescriptor, descriptor: MethodDescriptor) -> Method:
         in_person=access.in_person,
         subject=_subject(path, descriptor.input_type, allow),
         streams=descriptor.server_streaming,
+        takes_stream=descriptor.client_streaming,
     )
 
 

@@ -10,8 +10,9 @@ The one server interceptor. In this order, for every call of every room:
 7. log, metrics one line per refusal or defect, counters by method and code
 
 A server stream is admitted in the same way, and its credentials are looked at again before
-each message. Steps 1 to 6 are in answering.py. Health and reflection belong to no room
-and pass through untouched.
+each message. A stream of requests passes 1 to 3 before its first message is read, then each
+message passes 2 to 4; it ends with STOPPING when the server drains. Steps 1 to 6 are in
+answering.py. Health and reflection belong to no room and pass through untouched.
 """
 
 import time
@@ -64,6 +65,7 @@ class Gate(aio.ServerInterceptor):
         self._max_calls = max_concurrent_calls
         self._running = 0
         self._handlers: dict[str, Handler] = {}
+        self.drain = self._answering.draining.begin
         RUNNING.set_function(lambda: self._running)
 
     async def intercept_service(
@@ -103,6 +105,22 @@ class Gate(aio.ServerInterceptor):
                 request_deserializer=None,
                 response_serializer=handler.response_serializer,
             )
+        if handler.stream_unary is not None:
+            collecting: Any = handler.stream_unary
+            collect = partial(self._answering.collect, method, collecting)
+            return grpc.stream_unary_rpc_method_handler(
+                self._counted(method, collect),
+                request_deserializer=None,
+                response_serializer=handler.response_serializer,
+            )
+        if handler.stream_stream is not None:
+            exchanging: Any = handler.stream_stream
+            exchange = partial(self._answering.exchange, method, exchanging)
+            return grpc.stream_stream_rpc_method_handler(
+                self._counted(method, exchange),
+                request_deserializer=None,
+                response_serializer=handler.response_serializer,
+            )
         return None
 
     def _counted(self, method: Method, answer: Callable[..., Awaitable[Any]]) -> Any:
@@ -112,7 +130,7 @@ class Gate(aio.ServerInterceptor):
             for code in grpc.StatusCode
         }
 
-        async def counted(raw: bytes, context: Context) -> Any:
+        async def counted(raw: Any, context: Context) -> Any:
             started = time.perf_counter()
             code = grpc.StatusCode.CANCELLED.value[0]
             self._running += 1

@@ -108,6 +108,12 @@ class PeerUnavailable(Unavailable):
     reason, domain = "PEER_UNAVAILABLE", "finity"
 
 
+class Stopping(Unavailable):
+    """This process is about to stop; send what is not acknowledged again, to another one."""
+
+    reason, domain = "STOPPING", "finity"
+
+
 class Conflict(Aborted):
     """A concurrent change got in between; send the same call again."""
 

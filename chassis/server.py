@@ -42,8 +42,6 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A port that is taken must be an error, not a share of another process's calls.
-    ("grpc.so_reuseport", 0),
 ]
 RESTART_SECONDS = 1.0
 BACKGROUND_END_SECONDS = 3.0
@@ -70,7 +68,7 @@ class Server:
         self._room = room
         self._names = [service.full_name for service in services]
         logs.conceal(sensitive_names(services))
-        gate = Gate(
+        self._gate = Gate(
             room,
             methods_of(services),
             authenticator,
@@ -78,7 +76,9 @@ class Server:
             max_concurrent_calls=settings.max_concurrent_calls,
         )
         make = pygrpc_native.aio.server if settings.transport == "native" else aio.server
-        self.grpc: aio.Server = make(interceptors=[gate], options=_OPTIONS)
+        # A port that is taken is an error, unless these are several processes that share it.
+        shared = ("grpc.so_reuseport", int(settings.process > 0))
+        self.grpc: aio.Server = make(interceptors=[self._gate], options=[*_OPTIONS, shared])
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection and settings.env == "development":
@@ -128,6 +128,7 @@ class Server:
             await stop.wait()
             _log.info("draining", seconds=self._settings.drain_seconds)
             await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+            self._gate.drain()
             for end in self.on_drain:
                 end()
             await self.grpc.stop(self._settings.drain_seconds)
@@ -139,7 +140,7 @@ class Server:
 
     @contextlib.contextmanager
     def _serving_metrics(self) -> Iterator[None]:
-        port = self._settings.metrics_port
+        port = self._settings.own_metrics_port
         if not port:
             yield
             return

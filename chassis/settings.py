@@ -66,6 +66,8 @@ class ServiceSettings(BaseSettings):
     """gRPC port; 0 takes a free one. A room's config.py sets its own default and name."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """Prometheus port; 0 switches it off."""
+    process: int = Field(0, ge=0, le=64)
+    """Which of several processes on one port this is, from 1; 0 is alone. See siblings.py."""
     transport: Literal["native", "grpcio"] = "native"
     reflection: bool = True
     """Serve gRPC reflection; never in production."""
@@ -120,6 +122,11 @@ class ServiceSettings(BaseSettings):
             if hashlib.sha256(published).hexdigest() in digests:
                 raise ValueError(f"FINITY_SERVICE_KEYS still has {name}'s development key")
         return self
+
+    @property
+    def own_metrics_port(self) -> int:
+        """The Prometheus port of this process: each of several has the hundredth after the last."""
+        return self.metrics_port and self.metrics_port + 100 * max(self.process - 1, 0)
 
     def derive(self, purpose: str) -> bytes:
         """Returns 32 bytes for one purpose, so that no two uses share a key."""

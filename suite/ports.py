@@ -36,7 +36,7 @@ def answers(port: int, host: str = LOOPBACK) -> bool:
 
 def is_listening(pid: int, port: int) -> bool:
     """
-    Whether this very process listens on the port.
+    Whether this very process, or one it started, listens on the port.
 
     Two suites that start at once may both find a port free; the one that lost must
     not take the other's answer for its own. Only Linux can tell; elsewhere True.
@@ -44,10 +44,25 @@ def is_listening(pid: int, port: int) -> bool:
     if sys.platform != "linux":
         return True
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    return any(_holds(each, sockets) for each in (pid, *_children(pid)))
+
+
+def _holds(pid: int, sockets: set[str]) -> bool:
     try:
         return any(str(fd.readlink()) in sockets for fd in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [
+            int(child)
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+            for child in (thread / "children").read_text().split()
+        ]
+    except OSError:
+        return []
 
 
 def _listening_inodes(port: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from chassis import logs, migrate, server
+from chassis import logs, migrate, server, siblings
 from chassis.callers import Authenticator
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
@@ -105,4 +105,4 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
 
 
 if __name__ == "__main__":
-    server.run(main)
+    siblings.run(main, ROOM, partial(load, Settings), lambda settings: settings.processes)

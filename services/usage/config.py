@@ -16,6 +16,8 @@ class Settings(ServiceSettings):
 
     port: int = Field(ROOM_PORTS["usage"], ge=0, le=65535, validation_alias="FINITY_USAGE_PORT")
     metrics_port: int = Field(0, ge=0, le=65535, validation_alias="FINITY_USAGE_METRICS_PORT")
+    processes: int = Field(1, ge=0, le=64, validation_alias="FINITY_USAGE_PROCESSES")
+    """Processes that share the port; 0 is one a core."""
     auth_address: str = f"127.0.0.1:{ROOM_PORTS['auth']}"
     """host:port of the auth service, whose keys verify access tokens."""
     issuer: str = "https://finity.ai"

@@ -170,3 +170,9 @@ class RateLimit(ResourceExhausted):
     """A quota of the minute leaves no room for this call; it refills at resets_at."""
 
     reason = "RATE_LIMIT"
+
+
+class SequenceNotGrowing(InvalidArgument):
+    """A batch's sequence is not greater than that of the batch before it on the stream."""
+
+    reason = "SEQUENCE_NOT_GROWING"

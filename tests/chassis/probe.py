@@ -5,6 +5,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -29,6 +30,8 @@ CONTRACT = contracts.build(
         Rpc("Manage", [options_pb2.ADMIN]),
         Rpc("Serve", [options_pb2.SERVICE]),
         Rpc("Watch", [options_pb2.USER, options_pb2.SERVICE], stream=True),
+        Rpc("Collect", [options_pb2.USER, options_pb2.SERVICE], takes_stream=True),
+        Rpc("Exchange", [options_pb2.USER, options_pb2.SERVICE], stream=True, takes_stream=True),
     ],
 )
 Ask: Any = GetMessageClass(CONTRACT.methods_by_name["Open"].input_type)
@@ -93,6 +96,21 @@ class Probe:
         )
         return call(Ask() if ask is None else ask, metadata=metadata, timeout=timeout)
 
+    def send(
+        self,
+        method: str,
+        asks: AsyncIterator[Any] | None = None,
+        *,
+        metadata: Metadata = (),
+        timeout: float | None = None,
+    ) -> Any:
+        """Opens a stream of requests: Collect or Exchange."""
+        kind: Any = self.channel.stream_unary if method == "Collect" else self.channel.stream_stream
+        call = kind(
+            path(method), request_serializer=_bytes_of, response_deserializer=Answer.FromString
+        )
+        return call(asks, metadata=metadata, timeout=timeout)
+
 
 def path(method: str) -> str:
     return f"/{CONTRACT.full_name}/{method}"
@@ -135,16 +153,20 @@ async def composed(behaviour: Behaviour = echo, **overrides: Any) -> AsyncIterat
                 async for message in messages:
                     yield message
 
+        kinds: dict[tuple[bool, bool], Any] = {
+            (False, False): partial(grpc.unary_unary_rpc_method_handler, answer),
+            (False, True): partial(grpc.unary_stream_rpc_method_handler, answers),
+            (True, False): partial(grpc.stream_unary_rpc_method_handler, answer),
+            (True, True): partial(grpc.stream_stream_rpc_method_handler, answers),
+        }
         handlers: dict[str, Any] = {
-            method.name: grpc.unary_stream_rpc_method_handler(
-                answers, Ask.FromString, Answer.SerializeToString
-            )
-            if method.server_streaming
-            else grpc.unary_unary_rpc_method_handler(
-                answer, Ask.FromString, Answer.SerializeToString
+            method.name: kinds[method.client_streaming, method.server_streaming](
+                Ask.FromString, Answer.SerializeToString
             )
             for method in CONTRACT.methods
         }
+        # Under their names, as generated code does: only these are served by the native transport.
+        server.grpc.add_registered_method_handlers(CONTRACT.full_name, handlers)
         server.grpc.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(CONTRACT.full_name, handlers),)
         )

@@ -24,7 +24,7 @@ def sentence_of(fields: list[Text], rpc: Rpc) -> str:
 def test_a_contract_is_read_from_its_descriptor() -> None:
     """Path, name, request, access and subject of each method come from the proto."""
     methods = methods_of([CONTRACT])
-    names = ("Open", "Own", "Manage", "Serve", "Watch")
+    names = ("Open", "Own", "Manage", "Serve", "Watch", "Collect", "Exchange")
     assert sorted(methods) == sorted(path(name) for name in names)
     own = methods[path("Own")]
     assert (own.service, own.name, own.subject) == (CONTRACT.full_name, "Own", "user_id")
@@ -75,10 +75,14 @@ def test_two_subjects_stop_the_start() -> None:
     )
 
 
-def test_a_stream_stops_the_start() -> None:
-    """The chassis takes no streams and says so at the start."""
-    rpc = Rpc("Watch", [options_pb2.PUBLIC], takes_stream=True)
-    assert sentence_of([OWNER], rpc).startswith("/probe.ProbeService/Watch takes a stream")
+def test_every_kind_of_stream_is_known() -> None:
+    """A method says whether it takes and whether it gives a stream."""
+    kinds = {
+        method.name: (method.takes_stream, method.streams)
+        for method in methods_of([CONTRACT]).values()
+        if method.takes_stream or method.streams
+    }
+    assert kinds == {"Watch": (False, True), "Collect": (True, False), "Exchange": (True, True)}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ CLIENT_IDS = {
     "ExtendReservation": ("reservation_id", "an end only moves away, to the same time from now"),
     "LeaseCredits": ("lease_id", "made by the caller, once per lease"),
     "SettleLease": ("lease_id", "a lease is settled once"),
+    "IngestUsage": ("events", "each event has its own event_id"),
     "StartSignIn": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),
     "FinishSignIn": ("flow", "made by the service for one use; a repeat is refused"),
     "StartLinking": ("", "a flow more changes nothing: it ends by itself in 10 minutes"),

@@ -321,7 +321,7 @@ async def test_the_sweeper_ends_what_nobody_asks_about(
         await one.accounts.grant(users[0], later)
         assert await one.standings.mature_due() == 0
         clock.advance(minutes=5)
-        swept = await asyncio.gather(one.standings.mature_due(), other.reservations.sweep())
+        swept = await asyncio.gather(one.standings.mature_due(), other.standings.mature_due())
         assert sum(swept) == 30
         assert await owner.fetchval("SELECT sum(reserved) FROM credit_accounts") == 0
         assert await owner.fetchval("SELECT sum(granted) FROM credit_accounts") == 305

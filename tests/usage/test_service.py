@@ -341,28 +341,6 @@ async def test_the_constraint_alone_keeps_an_account_from_going_negative(
     assert await ledger_faults(owner) == []
 
 
-async def test_two_flushers_meet_without_deadlock(
-    usage_database: Database, owner: Connection, clock: FakeClock
-) -> None:
-    """20,000 events of the same users in opposite orders: none refused, none lost."""
-    users = [await make_account(owner, clock, credits=1000) for _ in range(100)]
-    async with (
-        open_usage(usage_database, clock, flush_events=500) as one,
-        open_usage(usage_database, clock, flush_events=500) as other,
-    ):
-        calls = []
-        for _ in range(100):
-            forwards = [make_event(user_id, clock.now()) for user_id in users]
-            backwards = [make_event(user_id, clock.now()) for user_id in reversed(users)]
-            calls += [settled(one, forwards), settled(other, backwards)]
-        answers = await asyncio.gather(*calls)
-    outcomes = Counter(outcome for answer in answers for outcome in answer)
-    assert outcomes == {Outcome.ACCEPTED: 20_000}
-    assert await owner.fetchval("SELECT count(*) FROM tool_usage") == 20_000
-    assert await owner.fetchval("SELECT array_agg(DISTINCT used) FROM credit_accounts") == [200]
-    assert await ledger_faults(owner) == []
-
-
 @pytest.mark.parametrize("seed", range(4))
 async def test_the_ledger_adds_up_after_anything(
     usage_database: Database, owner: Connection, clock: FakeClock, seed: int

@@ -1,7 +1,7 @@
 """UsageService on the wire: message in, use case, message out."""
 
-import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,23 +11,21 @@ from grpc import aio
 
 from chassis.calls import current_call
 from chassis.clock import Clock
-from chassis.contract import validate
 from chassis.errors import Refusal
-from chassis.ids import parse_uuid, uuid7_time
 from chassis.pages import PageTokens
 from chassis.times import read_time, to_timestamp
-from services.usage.domain import metering
 from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Terms
 from services.usage.domain.metering import Event, Outcome, Result
-from services.usage.errors import EventTimeOutOfRange
+from services.usage.rpc.events import read_event, read_events, sentence_of
+from services.usage.rpc.ingest import acknowledgement, read_batches
 from services.usage.rpc.messages import FROM_CATEGORY, to_balance, to_grant, to_past_balance
 from services.usage.rpc.refusals import REFUSALS, refusal_of
 from services.usage.service.accounts import AccountService
+from services.usage.service.ingest import IngestService
 from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 
 DEFAULT_PAGE = 50
-DECODE_AT_ONCE = 100
 Context = aio.ServicerContext[Any, Any]
 _ACCEPTED = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_ACCEPTED)
 _DUPLICATE = usage_pb2.UsageResult(outcome=usage_pb2.UsageResult.OUTCOME_DUPLICATE)
@@ -47,6 +45,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._accounts = accounts
         self._ledger = ledger
         self._metering = metering
+        self._ingest = IngestService(metering)
         self._pages = pages
         self._clock = clock
 
@@ -77,7 +76,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def RecordUsage(
         self, request: usage_pb2.RecordUsageRequest, context: Context
     ) -> usage_pb2.RecordUsageResponse:
-        event = _event(request.event, self._clock.now())
+        event = read_event(request.event, self._clock.now())
         result = (await self._metering.record([event]))[0]
         if result.outcome in REFUSALS:
             raise refusal_of(event.credits, result, self._clock.now())
@@ -89,12 +88,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self, request: usage_pb2.RecordUsageBatchRequest, context: Context
     ) -> usage_pb2.RecordUsageBatchResponse:
         now = self._clock.now()
-        events: list[Event | Refusal] = []
-        for start in range(0, len(request.events), DECODE_AT_ONCE):
-            chunk = request.events[start : start + DECODE_AT_ONCE]
-            events.extend(_event_or_refusal(event, now) for event in chunk)
-            # A whole batch at once would keep the flush of the one before from going on.
-            await asyncio.sleep(0)
+        events = await read_events(request.events, now)
         good = [event for event in events if isinstance(event, Event)]
         recorded = iter(await self._metering.record(good) if good else ())
         return usage_pb2.RecordUsageBatchResponse(
@@ -105,6 +99,14 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
                 for event in events
             ]
         )
+
+    async def IngestUsage(
+        self, request_iterator: AsyncIterator[usage_pb2.IngestUsageRequest], context: Context
+    ) -> AsyncGenerator[usage_pb2.IngestUsageResponse, None]:
+        batches = read_batches(request_iterator, self._clock)
+        async with contextlib.aclosing(self._ingest.ingest(batches)) as recorded:
+            async for each in recorded:
+                yield acknowledgement(each, self._clock.now())
 
     async def ListUsage(
         self, request: usage_pb2.ListUsageRequest, context: Context
@@ -132,22 +134,6 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         return usage_pb2.EraseUserResponse(balance=to_balance(balance))
 
 
-def _event(event: usage_pb2.UsageEvent, now: datetime) -> Event:
-    event_id = parse_uuid(event.event_id)
-    time = uuid7_time(event_id)
-    if not metering.in_window(time, now):
-        raise EventTimeOutOfRange
-    return Event(event_id, parse_uuid(event.user_id), event.tool_name, event.credits, time)
-
-
-def _event_or_refusal(event: usage_pb2.UsageEvent, now: datetime) -> Event | Refusal:
-    try:
-        validate(event)
-        return _event(event, now)
-    except Refusal as refusal:
-        return refusal
-
-
 def _result(event: Event, result: Result, now: datetime) -> usage_pb2.UsageResult:
     if result.outcome is Outcome.ACCEPTED:
         return _ACCEPTED
@@ -157,11 +143,10 @@ def _result(event: Event, result: Result, now: datetime) -> usage_pb2.UsageResul
 
 
 def _rejected(refusal: Refusal) -> usage_pb2.UsageResult:
-    broken = "; ".join(f"{v.field}: {v.description}" for v in refusal.violations)
     return usage_pb2.UsageResult(
         outcome=usage_pb2.UsageResult.OUTCOME_REJECTED,
         reason=refusal.reason,
-        message=broken or refusal.message,
+        message=sentence_of(refusal),
         metadata=refusal.metadata,
     )
 

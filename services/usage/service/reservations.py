@@ -96,6 +96,12 @@ class ReservationService:
             await accounts.write_books(conn, [book], now)
             return await self._find(conn, user_id, reservation_id)
 
+    async def _ask(self, request: Request) -> tuple[Hold, int, Hold | None]:
+        (result,) = await self.desk.submit([request])
+        if result.outcome is not Outcome.DONE or result.hold is None:
+            raise _REFUSALS[result.outcome](metadata=_metadata(result))
+        return result.hold, result.available, result.renewed
+
     async def _find(self, conn: Connection, user_id: UUID, reservation_id: UUID) -> Hold:
         holds = await store.find_holds(conn, [reservation_id])
         if not holds or holds[0].user_id != user_id or holds[0].holder:

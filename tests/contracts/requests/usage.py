@@ -27,6 +27,10 @@ def _record_batch(given: Given) -> Message:
     return usage_pb2.RecordUsageBatchRequest(events=[given.event(), given.event()])
 
 
+def _ingest(given: Given) -> Message:
+    return usage_pb2.IngestUsageRequest(sequence=1, events=[given.event(), given.event()])
+
+
 FACTORIES: dict[Any, Callable[[Given], Message]] = {
     usage_pb2.OpenAccountRequest: lambda given: usage_pb2.OpenAccountRequest(
         user_id=given.somebody.user_id
@@ -35,6 +39,7 @@ FACTORIES: dict[Any, Callable[[Given], Message]] = {
     usage_pb2.GetBalanceRequest: lambda given: usage_pb2.GetBalanceRequest(user_id=given.subject),
     usage_pb2.RecordUsageRequest: _record,
     usage_pb2.RecordUsageBatchRequest: _record_batch,
+    usage_pb2.IngestUsageRequest: _ingest,
     usage_pb2.ListUsageRequest: lambda given: usage_pb2.ListUsageRequest(user_id=given.subject),
     usage_pb2.EraseUserRequest: lambda given: usage_pb2.EraseUserRequest(
         user_id=given.somebody.user_id

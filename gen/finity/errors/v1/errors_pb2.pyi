@@ -65,6 +65,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED: no service here has this method."""
     ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 19
     """RESOURCE_EXHAUSTED: too many attempts failed; google.rpc.RetryInfo says when the next one counts."""
+    ERROR_REASON_STOPPING: _ErrorReason.ValueType  # 20
+    """UNAVAILABLE: the process that serves this stream is about to stop; open a new one and send what is not
+    acknowledged again. RetryInfo says when.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason without the prefix "ERROR_REASON_"."""
@@ -109,4 +113,8 @@ ERROR_REASON_METHOD_UNKNOWN: ErrorReason.ValueType  # 18
 """UNIMPLEMENTED: no service here has this method."""
 ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED: too many attempts failed; google.rpc.RetryInfo says when the next one counts."""
+ERROR_REASON_STOPPING: ErrorReason.ValueType  # 20
+"""UNAVAILABLE: the process that serves this stream is about to stop; open a new one and send what is not
+acknowledged again. RetryInfo says when.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -91,6 +91,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RATE_LIMIT: _ErrorReason.ValueType  # 41
     """RESOURCE_EXHAUSTED: the same for a quota of a minute; "window" is MINUTE."""
+    ERROR_REASON_SEQUENCE_NOT_GROWING: _ErrorReason.ValueType  # 50
+    """INVALID_ARGUMENT: a batch's sequence is not greater than that of the batch before it on the stream; metadata has "sequence" and "previous"."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is ErrorInfo.reason, domain "usage.finity", without its prefix."""
@@ -160,6 +162,8 @@ ERROR_REASON_QUOTA_WINDOW: ErrorReason.ValueType  # 40
 """
 ERROR_REASON_RATE_LIMIT: ErrorReason.ValueType  # 41
 """RESOURCE_EXHAUSTED: the same for a quota of a minute; "window" is MINUTE."""
+ERROR_REASON_SEQUENCE_NOT_GROWING: ErrorReason.ValueType  # 50
+"""INVALID_ARGUMENT: a batch's sequence is not greater than that of the batch before it on the stream; metadata has "sequence" and "previous"."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _GrantCategory:
@@ -715,6 +719,132 @@ class UsageResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageResult: _TypeAlias = UsageResult  # noqa: Y015
+
+@_typing.final
+class IngestUsageRequest(_message.Message):
+    """IngestUsageRequest is one batch of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Required. 1 to 2^63 - 1, greater than that of the batch before it on this
+    stream; gaps are allowed.
+    """
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageEvent]:
+        """Required. 1 to 1,000 events of any users. Each is checked on its own and has
+        its own result.
+        """
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        events: _abc.Iterable[Global___UsageEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestUsageRequest: _TypeAlias = IngestUsageRequest  # noqa: Y015
+
+@_typing.final
+class IngestUsageResponse(_message.Message):
+    """IngestUsageResponse acknowledges one batch, after the commit that made it durable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The batch's sequence. This batch and all before it on the stream are durable."""
+    accepted: _builtins.int
+    """Events recorded and spent now."""
+    duplicates: _builtins.int
+    """Events recorded before; nothing was spent again."""
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedEvent]:
+        """Events that were not recorded, by their place in the batch; the others are
+        accepted or duplicates. One with the reason "CONFLICT" may be sent again.
+        """
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+        duplicates: _builtins.int = ...,
+        rejected: _abc.Iterable[Global___RejectedEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "duplicates", b"duplicates", "rejected", b"rejected", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestUsageResponse: _TypeAlias = IngestUsageResponse  # noqa: Y015
+
+@_typing.final
+class RejectedEvent(_message.Message):
+    """RejectedEvent is an event of a batch that was not recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the batch, from 0."""
+    reason: _builtins.str
+    """The refusal's ErrorInfo.reason, e.g. "NO_CREDITS"."""
+    message: _builtins.str
+    """One sentence for a developer."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The refusal's ErrorInfo.metadata, e.g. "short_by"."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "message", b"message", "metadata", b"metadata", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectedEvent: _TypeAlias = RejectedEvent  # noqa: Y015
 
 @_typing.final
 class ListUsageRequest(_message.Message):

@@ -60,6 +60,11 @@ class UsageServiceStub:
                 request_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.RecordUsageBatchRequest.SerializeToString,
                 response_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.RecordUsageBatchResponse.FromString,
                 _registered_method=True)
+        self.IngestUsage = channel.stream_stream(
+                '/finity.usage.v1.UsageService/IngestUsage',
+                request_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.IngestUsageRequest.SerializeToString,
+                response_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.IngestUsageResponse.FromString,
+                _registered_method=True)
         self.ListUsage = channel.unary_unary(
                 '/finity.usage.v1.UsageService/ListUsage',
                 request_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.ListUsageRequest.SerializeToString,
@@ -116,6 +121,20 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IngestUsage(self, request_iterator, context):
+        """Records batches for as long as the stream is open. Each batch is acknowledged
+        once all of it is durable, in the order sent. At most 4 batches are in the
+        server's hands at a time: it reads no further until the first of them is
+        acknowledged, and gRPC's flow control holds the sender back. A stream that
+        breaks says nothing about what was not acknowledged: open another one and send
+        from the last acknowledged sequence + 1, with the same event ids; what was
+        recorded is a duplicate then. OVERLOADED and a server that stops (STOPPING) end
+        the stream after the acknowledgements of what is durable. No default deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUsage(self, request, context):
         """Lists a user's recorded tool calls, newest first.
         """
@@ -160,6 +179,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.RecordUsageBatch,
                     request_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.RecordUsageBatchRequest.FromString,
                     response_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.RecordUsageBatchResponse.SerializeToString,
+            ),
+            'IngestUsage': grpc.stream_stream_rpc_method_handler(
+                    servicer.IngestUsage,
+                    request_deserializer=finity_dot_usage_dot_v1_dot_usage__pb2.IngestUsageRequest.FromString,
+                    response_serializer=finity_dot_usage_dot_v1_dot_usage__pb2.IngestUsageResponse.SerializeToString,
             ),
             'ListUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsage,
@@ -308,6 +332,33 @@ class UsageService:
             '/finity.usage.v1.UsageService/RecordUsageBatch',
             finity_dot_usage_dot_v1_dot_usage__pb2.RecordUsageBatchRequest.SerializeToString,
             finity_dot_usage_dot_v1_dot_usage__pb2.RecordUsageBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IngestUsage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/finity.usage.v1.UsageService/IngestUsage',
+            finity_dot_usage_dot_v1_dot_usage__pb2.IngestUsageRequest.SerializeToString,
+            finity_dot_usage_dot_v1_dot_usage__pb2.IngestUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

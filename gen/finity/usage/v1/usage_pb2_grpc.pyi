@@ -35,6 +35,16 @@ class UsageServiceStub:
     """Records up to 1,000 tool calls. Each gets its own result, in the order
     sent; one bad event never sinks the rest.
     """
+    IngestUsage: _aio.StreamStreamMultiCallable[_usage_pb2.IngestUsageRequest, _usage_pb2.IngestUsageResponse]
+    """Records batches for as long as the stream is open. Each batch is acknowledged
+    once all of it is durable, in the order sent. At most 4 batches are in the
+    server's hands at a time: it reads no further until the first of them is
+    acknowledged, and gRPC's flow control holds the sender back. A stream that
+    breaks says nothing about what was not acknowledged: open another one and send
+    from the last acknowledged sequence + 1, with the same event ids; what was
+    recorded is a duplicate then. OVERLOADED and a server that stops (STOPPING) end
+    the stream after the acknowledgements of what is durable. No default deadline.
+    """
     ListUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.ListUsageRequest, _usage_pb2.ListUsageResponse]
     """Lists a user's recorded tool calls, newest first."""
     EraseUser: _aio.UnaryUnaryMultiCallable[_usage_pb2.EraseUserRequest, _usage_pb2.EraseUserResponse]
@@ -94,6 +104,22 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_usage_pb2.RecordUsageBatchResponse]:
         """Records up to 1,000 tool calls. Each gets its own result, in the order
         sent; one bad event never sinks the rest.
+        """
+
+    @_abc_1.abstractmethod
+    def IngestUsage(
+        self,
+        request_iterator: _abc.AsyncIterator[_usage_pb2.IngestUsageRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_usage_pb2.IngestUsageRequest], _abc.AsyncIterator[_usage_pb2.IngestUsageResponse]],
+    ) -> _abc.AsyncIterator[_usage_pb2.IngestUsageResponse]:
+        """Records batches for as long as the stream is open. Each batch is acknowledged
+        once all of it is durable, in the order sent. At most 4 batches are in the
+        server's hands at a time: it reads no further until the first of them is
+        acknowledged, and gRPC's flow control holds the sender back. A stream that
+        breaks says nothing about what was not acknowledged: open another one and send
+        from the last acknowledged sequence + 1, with the same event ids; what was
+        recorded is a duplicate then. OVERLOADED and a server that stops (STOPPING) end
+        the stream after the acknowledgements of what is durable. No default deadline.
         """
 
     @_abc_1.abstractmethod
