@@ -1,9 +1,8 @@
 """
 A service's process: the gRPC server on either transport, health, reflection, drain.
 
-    async with Server(settings, "auth", authenticator, [descriptor]) as server:
-        add_AuthServiceServicer_to_server(servicer, server.grpc)
-        await server.serve()
+    server = Server(settings, "auth", authenticator, [descriptor])
+    await server.serve()
 """
 
 import asyncio

@@ -24,22 +24,9 @@ from services.usage.service.room import ROOM, Room
 from services.usage.service.thresholds import AUTH
 from services.usage.service.use_cases import UseCases
 from services.usage.service.watching import BalanceHub
-from services.usage.worker import (
-    detach_forever,
-    forget_forever,
-    look_ahead_forever,
-    sweep_forever,
-    verify_forever,
-)
+from services.usage.store import PLANNER
+from services.usage.worker import jobs
 
-# Statements of this room find every row by an index, and are planned once: at the sizes of a test
-# or a young house the planner would rather read the table, and go on doing so when it has grown.
-PLANNER = {
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "jit": "off",
-}
 MIGRATIONS = migrate.Room(ROOM, Path(__file__).parent / "migrations")
 
 
@@ -94,11 +81,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
                 Relay(ROOM, database, {AUTH: auth.deliver}, clock).run,
                 cases.metering.meter.run,
                 cases.reservations.desk.run,
-                partial(look_ahead_forever, cases.metering),
-                partial(sweep_forever, cases.standings, settings.sweep_seconds),
-                partial(verify_forever, cases.proofs),
-                partial(detach_forever, cases.proofs, settings.retention_months),
-                partial(forget_forever, cases.ledger),
+                *jobs(cases, settings.sweep_seconds, settings.retention_months),
             )
         )
         yield grpc

@@ -1,6 +1,9 @@
 """What usage does without being asked: partitions, what is due, proofs, tidying."""
 
 import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -10,6 +13,7 @@ from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 from services.usage.service.proofs import ProofService
 from services.usage.service.standings import StandingService
+from services.usage.service.use_cases import UseCases
 
 LOOK_AHEAD_SECONDS = 6 * 3600.0
 RETRY_SECONDS = 60.0
@@ -19,7 +23,19 @@ ROUND_SECONDS = 60.0
 SWEEP_SECONDS = 600.0
 DRIFT = Gauge("finity_usage_ledger_drift", "Accounts that do not add up.")
 VERIFIED = Counter("finity_usage_ledger_verified_total", "Accounts looked at, each change anew.")
+Job = Callable[[], Coroutine[Any, Any, None]]
 _log = structlog.get_logger()
+
+
+def jobs(cases: UseCases, sweep_seconds: float, kept_months: int) -> Sequence[Job]:
+    """Returns all of it, each to be run until cancelled; see Settings for the two figures."""
+    return (
+        partial(look_ahead_forever, cases.metering),
+        partial(sweep_forever, cases.standings, sweep_seconds),
+        partial(verify_forever, cases.proofs),
+        partial(detach_forever, cases.proofs, kept_months),
+        partial(forget_forever, cases.ledger),
+    )
 
 
 async def look_ahead_forever(metering: MeteringService) -> None:
