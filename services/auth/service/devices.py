@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from chassis.callers import Caller
@@ -24,7 +24,7 @@ from services.auth.domain.devices import (
     spell_user_code,
     withdrawn,
 )
-from services.auth.domain.sessions import Acr, Means, Session, digest
+from services.auth.domain.sessions import STEP_UP_AGE, Acr, Means, Session, digest
 from services.auth.domain.users import User
 from services.auth.errors import (
     AuthorizationPending,
@@ -46,6 +46,8 @@ from services.auth.store import devices, sessions, users
 _SPELLINGS = 5
 # The guess after the last free one waits until every code of now is over.
 _FIRST_WAIT = LIFETIME.total_seconds()
+# Tokens say seconds.
+_NOT_FRESH = STEP_UP_AGE + timedelta(seconds=1)
 _BY_USER = Limit("device-user", CODE_GUESSES - 1, _FIRST_WAIT, 3600.0, remembered=7200.0)
 _BY_ADDRESS = Limit("device-address", CODE_GUESSES - 1, _FIRST_WAIT, 3600.0, remembered=7200.0)
 
@@ -189,7 +191,9 @@ class DeviceService:
             approval.acr,
             device=login.client_name,
             address=address,
-            authenticated_at=approval.authenticated_at,
+            # Whoever was talked into approving proved nothing on that device: it has to step up
+            # by itself before it may change how one signs in.
+            authenticated_at=min(approval.authenticated_at, now - _NOT_FRESH),
         )
         try:
             return await self._sessions.sign_in(conn, approval.user_id, means, now)
