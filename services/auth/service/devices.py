@@ -33,10 +33,10 @@ from services.auth.errors import (
     DeviceDenied,
     SlowDown,
     UserCodeInvalid,
-    UserNotFound,
 )
 from services.auth.service.attempts import network
 from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mfa import own
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh, require_living
@@ -131,9 +131,9 @@ class DeviceService:
         code = digest_user_code(self._user_codes, user_code)
         now = self._room.clock.now()
         async with self._room.database.transaction() as conn:
-            user = await users.get_user(conn, user_id)
-            if user is None:
-                raise UserNotFound
+            # Locked before the login's row, although a poll locks that one first: a poll waits for
+            # an approver alone, who holds this lock until the approval is there to be seen.
+            user = await own(conn, caller)
             # A device's session outlives the token that approves it. Before the code is looked at:
             # whoever lacks a proof learns nothing of it.
             require_fresh(caller, user, now)
