@@ -23,6 +23,7 @@ from services.auth.store import signing_keys as store_signing_keys
 from tests.factories import (
     ISSUER,
     POLICY,
+    SERVICE,
     AuthRoom,
     an_address,
     at_once,
@@ -39,7 +40,7 @@ BALANCE = usage_pb2.GetBalanceRequest()
 
 
 async def rotate(auth: AuthRoom, key: Key | None = None) -> Rotation:
-    return await KeyService(auth.room).rotate(reason="test", actor="service:test", key=key)
+    return await KeyService(auth.room).rotate(reason="test", caller=SERVICE, key=key)
 
 
 async def kid_of_a_login(auth: AuthRoom, email: str) -> str:

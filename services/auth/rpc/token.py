@@ -27,7 +27,7 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
     ) -> token_pb2.RotateSigningKeysResponse:
         rotation = await self._keys.rotate(
             reason=request.reason,
-            actor=current_call().caller.key,
+            caller=current_call().caller,
             key=key_of(request, self._secret),
         )
         return token_pb2.RotateSigningKeysResponse(

@@ -15,8 +15,8 @@ from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
-from chassis.refusals import AccessDenied
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
 from services.auth.domain.mfa import (
     ENROLMENT_LIFE,
     RECOVERY_CODES,
@@ -35,6 +35,7 @@ from services.auth.errors import (
     TotpAlreadyEnrolled,
     UserNotFound,
 )
+from services.auth.service.administrators import lock_admins
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
 from services.auth.service.step_up import require_fresh, require_verified
@@ -168,7 +169,7 @@ class MfaService:
         async with self._room.database.transaction() as conn:
 
             async def effect() -> User:
-                await self._require_fresh_admin(conn, caller, now)
+                await lock_admins(conn, caller, now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:
                     raise UserNotFound
@@ -182,7 +183,7 @@ class MfaService:
                     conn,
                     log_id=uuid7(now),
                     actor=caller.key,
-                    action="reset_mfa",
+                    action=Action.RESET_MFA,
                     target=user_id,
                     details={"reason": reason},
                     now=now,
@@ -261,14 +262,6 @@ class MfaService:
         if user.mfa_enabled_at is not None:
             await users.set_mfa_enabled(conn, user.id, None)
             await enqueue(conn, Mail("mfa_disabled", user.email, about=user.id), now)
-
-    async def _require_fresh_admin(self, conn: Connection, caller: Caller, now: datetime) -> None:
-        # Locked first, as every administration does: one demoted or banned meanwhile acts no more.
-        admins = await users.lock_admins(conn, now)
-        admin = await users.get_user(conn, caller.user_id) if caller.user_id in admins else None
-        if admin is None:
-            raise AccessDenied
-        require_fresh(caller, admin, now)
 
     def _seal(self, user_id: UUID, secret: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)

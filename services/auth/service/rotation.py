@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from chassis import idempotency
+from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
 from services.auth.domain.signing_keys import last_needed
+from services.auth.service.administrators import lock_admins
 from services.auth.service.room import KEYS, Room
 from services.auth.store import admin_logs, signing_keys
 
@@ -28,8 +31,13 @@ class KeyService:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    async def rotate(self, *, reason: str, actor: str, key: Key | None) -> Rotation:
-        """Makes the next key unless one waits to sign already, and logs it."""
+    async def rotate(self, *, reason: str, caller: Caller, key: Key | None) -> Rotation:
+        """
+        Makes the next key unless one waits to sign already, and logs it.
+
+        AccessDenied for a user who is no administrator any more, StepUpRequired for one
+        without a fresh proof of who is there.
+        """
         room = self._room
         now = room.clock.now()
         activates = now + room.policy.key_delay
@@ -37,6 +45,7 @@ class KeyService:
         async with room.database.transaction() as conn:
 
             async def effect() -> Rotation:
+                await lock_admins(conn, caller, now)
                 created = await signing_keys.retire_signing_key(
                     conn,
                     retired_at=activates,
@@ -55,8 +64,8 @@ class KeyService:
                     await admin_logs.insert_admin_log(
                         conn,
                         log_id=uuid7(now),
-                        actor=actor,
-                        action="rotate_signing_keys",
+                        actor=caller.key,
+                        action=Action.ROTATE_SIGNING_KEYS,
                         target=None,
                         details={"kid": made.plan.kid, "reason": reason},
                         now=now,

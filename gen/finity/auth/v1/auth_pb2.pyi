@@ -137,8 +137,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ADMIN_NOT_IMPERSONABLE: _ErrorReason.ValueType  # 94
     """FAILED_PRECONDITION: an administrator cannot be impersonated."""
     ERROR_REASON_ROLE_NOT_GRANTABLE: _ErrorReason.ValueType  # 95
-    """PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, unless there
-    is no administrator at all; one of them has to do it.
+    """PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, be it by a ban
+    or the end of one, unless there is no administrator at all; one of them has to do it.
     """
     ERROR_REASON_MAIL_SECRET_INVALID: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
@@ -265,8 +265,8 @@ ERROR_REASON_IMPERSONATION_DENIED: ErrorReason.ValueType  # 93
 ERROR_REASON_ADMIN_NOT_IMPERSONABLE: ErrorReason.ValueType  # 94
 """FAILED_PRECONDITION: an administrator cannot be impersonated."""
 ERROR_REASON_ROLE_NOT_GRANTABLE: ErrorReason.ValueType  # 95
-"""PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, unless there
-is no administrator at all; one of them has to do it.
+"""PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, be it by a ban
+or the end of one, unless there is no administrator at all; one of them has to do it.
 """
 ERROR_REASON_MAIL_SECRET_INVALID: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""

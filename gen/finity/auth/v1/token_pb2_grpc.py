@@ -55,7 +55,8 @@ class TokenServiceServicer:
         """Makes a new signing key. It is published at once, signs when every cache of
         the keys has it, and its predecessor is published until the last token it
         signed is over. While a rotation is under way a call makes no other key and
-        answers with that one.
+        answers with that one. An administrator needs a fresh proof of who it is
+        (STEP_UP_REQUIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,7 +20,8 @@ class TokenServiceStub:
     """Makes a new signing key. It is published at once, signs when every cache of
     the keys has it, and its predecessor is published until the last token it
     signed is over. While a rotation is under way a call makes no other key and
-    answers with that one.
+    answers with that one. An administrator needs a fresh proof of who it is
+    (STEP_UP_REQUIRED).
     """
     WatchRevocations: _aio.UnaryStreamMultiCallable[_token_pb2.WatchRevocationsRequest, _token_pb2.WatchRevocationsResponse]
     """Streams the sessions and users whose access tokens must be refused although
@@ -43,7 +44,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a new signing key. It is published at once, signs when every cache of
         the keys has it, and its predecessor is published until the last token it
         signed is over. While a rotation is under way a call makes no other key and
-        answers with that one.
+        answers with that one. An administrator needs a fresh proof of who it is
+        (STEP_UP_REQUIRED).
         """
 
     @_abc_1.abstractmethod
