@@ -45,7 +45,7 @@ from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh, require_living, require_verified
-from services.auth.store import oauth, users
+from services.auth.store import emails, oauth, users
 
 # Once a flow is used nobody can send its call again: better to wait longer than usual for a row.
 PATIENCE_MS = 8_000
@@ -251,7 +251,7 @@ class OAuthService:
             )
             await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
-            await oauth.set_email_verified(conn, user.id, now)
+            await emails.verify_address(conn, user.id, now)
             return await self._sessions.sign_in(conn, user.id, means, now)
 
     async def _fresh(self, caller: Caller) -> User:
