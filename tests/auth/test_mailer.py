@@ -49,6 +49,10 @@ PLAIN = {
     "device_approved",
     "email_changed",
 }
+NEEDED = {
+    "email_change_requested": {"new_email": "a…@example.com"},
+    "sign_in_methods_changed": {"change": "A passkey was added."},
+}
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def written(template: str, **values: str) -> tuple[Event, str, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_template_is_a_pair_that_needs_no_time(name: str) -> None:
     """Each has a text and an HTML part with and without `at`, and one line of subject."""
-    needed = {"new_email": "a…@example.com"} if name == "email_change_requested" else {}
+    needed = NEEDED.get(name, {})
     at = "2026-01-31T09:30:00+00:00"
     for values in (needed, {**needed, "at": at}):
         event, text, html = written(name, **values)
@@ -106,7 +110,7 @@ def row_of(event: Event) -> UUID:
 
 def test_the_names_others_use_exist() -> None:
     """Every mail of the room has its templates."""
-    assert set(NAMES) == PLAIN | set(PAGES) | {"email_change_requested"}
+    assert set(NAMES) == PLAIN | set(PAGES) | set(NEEDED)
 
 
 @pytest.mark.parametrize("name", ["email_verification", "sign_in"])

@@ -16,13 +16,13 @@ from chassis.refusals import TooManyAttempts
 from chassis.revocations import Revocations
 from services.auth.domain import one_time
 from services.auth.domain.devices import withdrawn
-from services.auth.domain.emails import MailedSecret, Proof, Purpose, mask
+from services.auth.domain.emails import Change, MailedSecret, Proof, Purpose, mask
 from services.auth.domain.mfa import HeldSignIn
 from services.auth.domain.sessions import EndReason, Means, digest
 from services.auth.domain.users import User, normalise_email
 from services.auth.errors import MailSecretInvalid, MailTooSoon, MfaRequired, UserNotFound
 from services.auth.service.attempts import Attempts, network
-from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mail import Mail, enqueue, tell_of_change
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, Room
 from services.auth.service.sessions import SessionService, Tokens
@@ -183,6 +183,7 @@ class EmailService:
                     # password and sessions go. Whatever else lets in needs a verified address.
                     revoked = await self._set_password(conn, user, None, now)
                     await emails.verify_address(conn, user.id, now)
+                    await tell_of_change(conn, user, Change.UNPROVED_LOGIN_REMOVED, now)
                 try:
                     opened = await self._sessions.sign_in(conn, user.id, means, now)
                 except MfaRequired as refusal:
@@ -197,6 +198,7 @@ class EmailService:
                 again = replace(before.held, device=means.device)
                 held = await self._sessions.hold_back(conn, again)
         if revoked is not None:
+            self._room.wake_relay()
             await self._room.announce(revoked)
         await self._count(proof, means.address, good=opened is not None or held is not None)
         # A wrong code's count must commit, and that a right one is used up: refused only now.

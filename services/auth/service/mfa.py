@@ -17,6 +17,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
 from services.auth.domain.admin_logs import Action
+from services.auth.domain.emails import Change
 from services.auth.domain.mfa import (
     ENROLMENT_LIFE,
     RECOVERY_CODES,
@@ -36,7 +37,7 @@ from services.auth.errors import (
     UserNotFound,
 )
 from services.auth.service.administrators import lock_admins
-from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mail import Mail, enqueue, tell_of_change
 from services.auth.service.room import KEYS, Room
 from services.auth.service.step_up import require_fresh, require_verified
 from services.auth.store import admin_logs, emails, mfa, sessions, users
@@ -132,7 +133,7 @@ class MfaService:
             user = await own(conn, caller)
             require_fresh(caller, user, now)
             if await mfa.delete_totp(conn, user.id):
-                await self.removed(conn, user, now)
+                await self.removed(conn, user, Change.APP_REMOVED, now)
         self._room.wake_relay()
 
     async def regenerate_recovery_codes(self, caller: Caller, key: Key | None) -> Sequence[str]:
@@ -145,9 +146,11 @@ class MfaService:
             async def effect() -> list[UUID]:
                 if not await mfa.has_factor(conn, user.id):
                     raise MfaNotEnrolled
+                await tell_of_change(conn, user, Change.CODES_REPLACED, now)
                 return await self._replace_codes(conn, user, now)
 
             codes = await idempotency.once(conn, KEYS, key, list[UUID], effect, now=now)
+        self._room.wake_relay()
         return self.spell(codes)
 
     async def list_factors(
@@ -212,6 +215,8 @@ class MfaService:
         if not session:
             raise SessionEnded(metadata={"end_reason": ""})
         if user.mfa_enabled_at is not None:
+            change = Change.APP_ADDED if amr == "otp" else Change.PASSKEY_ADDED
+            await tell_of_change(conn, user, change, now)
             return Added([], [])
         await users.set_mfa_enabled(conn, user.id, now)
         ended = await sessions.end_sessions(
@@ -227,9 +232,11 @@ class MfaService:
         await enqueue(conn, Mail("mfa_enabled", user.email, about=user.id), now)
         return Added(await self._replace_codes(conn, user, now), ended)
 
-    async def removed(self, conn: Connection, user: User, now: datetime) -> None:
-        """Switches the second step off if the factor just removed was the last one."""
-        if not await mfa.has_factor(conn, user.id):
+    async def removed(self, conn: Connection, user: User, change: Change, now: datetime) -> None:
+        """Tells of a factor just removed; if it was the last one the second step is off."""
+        if await mfa.has_factor(conn, user.id):
+            await tell_of_change(conn, user, change, now)
+        else:
             await mfa.delete_factors(conn, user.id)
             await self._switch_off(conn, user, now)
 

@@ -12,6 +12,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.refusals import InvalidRequest
 from services.auth.domain.admin import UserState, state_of
+from services.auth.domain.emails import Change
 from services.auth.domain.oauth import (
     FLOW_LIFE,
     Answer,
@@ -41,7 +42,7 @@ from services.auth.errors import (
 from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
 from services.auth.service.attempts import count_call
-from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mail import Mail, enqueue, tell_of_change
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh, require_living, require_verified
@@ -173,12 +174,15 @@ class OAuthService:
         user = await self._fresh(caller)
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             # Two that unlink at once must each see what the other left.
-            await self._lock(conn, user.id)
+            user = await self._lock(conn, user.id)
             if not await oauth.delete_identity(conn, user.id, identity_id):
                 return
             if not await oauth.can_sign_in(conn, user.id):
                 raise LastSignInMethod
             await oauth.name_first_identity(conn, user.id)
+            now = self._room.clock.now()
+            await tell_of_change(conn, user, Change.IDENTITY_UNLINKED, now)
+        self._room.wake_relay()
 
     async def _start(
         self, name: str, redirect_uri: str, purpose: Purpose, user_id: UUID | None
