@@ -10,7 +10,7 @@ poll go on from the same cursor.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
@@ -44,6 +44,8 @@ class Revocations:
     """User and the least token version still good."""
     as_of: datetime | None = None
     """By auth's clock: everything revoked before is in this answer or an earlier one."""
+    keys: str = ""
+    """Which keys auth publishes, as tokens.keys_version has it; "" if it does not say."""
 
 
 class RevocationSource(Protocol):
@@ -66,8 +68,12 @@ class StreamingSource(RevocationSource, Protocol):
 class RevocationList:
     """The list of one process; `run` keeps it fresh."""
 
-    def __init__(self, source: RevocationSource) -> None:
+    def __init__(
+        self, source: RevocationSource, keys: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`keys` is told which keys auth publishes, whenever auth says."""
         self._source = source
+        self._keys = keys
         # Both in the order of arrival, with the time of it, so that the oldest can go.
         self._sessions: dict[UUID, float] = {}
         self._versions: dict[UUID, tuple[int, float]] = {}
@@ -154,6 +160,7 @@ class RevocationList:
 
     def _take(self, revoked: Revocations) -> None:
         self.add(revoked)
+        self._keys(revoked.keys)
         self._since = revoked.as_of or self._since
         self._forget(time.monotonic() - LONGEST_TOKEN_SECONDS)
 

@@ -6,9 +6,10 @@ tokens are kept in an LRU, and every use asks the revocation list.
 """
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -64,11 +65,17 @@ class Verified:
 
 
 class KeyRing:
-    """Auth's public keys, loaded again when an unknown one is asked for and when they are old."""
+    """
+    Auth's public keys, loaded again when an unknown one is asked for and when they are old.
+
+    Also when auth says that its keys are others: one that was withdrawn must not wait
+    until these are old.
+    """
 
     def __init__(self, authority: TokenAuthority) -> None:
         self._authority = authority
         self._keys: dict[str, jwt.PyJWK] = {}
+        self._version = ""
         self._loaded = float("-inf")
         self._loading: asyncio.Task[None] | None = None
 
@@ -79,13 +86,24 @@ class KeyRing:
     async def get(self, kid: str) -> jwt.PyJWK:
         """Returns a key; CredentialsInvalid if auth has none of this id."""
         if not self.knows(kid):
-            if self._loading is None or self._loading.done():
-                self._loading = asyncio.create_task(self._load())
             # Shielded: the caller that gives up must not take the others' answer with it.
-            await asyncio.shield(self._loading)
+            await asyncio.shield(self._start())
         if kid not in self._keys:
             raise CredentialsInvalid
         return self._keys[kid]
+
+    def told(self, version: str) -> None:
+        """Hears which keys auth publishes; loads them beside the calls if they are others."""
+        # A replica of auth that is behind may answer with the old ones: then the next word differs.
+        if self._keys and version not in ("", self._version):
+            self._start()
+
+    def _start(self) -> asyncio.Task[None]:
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load())
+            # Nobody may be waiting for it, and what is wrong is in the log.
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._loading
 
     async def _load(self) -> None:
         await asyncio.sleep(max(0.0, self._loaded + KEY_RELOAD_SECONDS - time.monotonic()))
@@ -95,7 +113,13 @@ class KeyRing:
             _log.warning("signing keys not loaded", reason=refusal.reason)
             raise PeerUnavailable from refusal
         self._keys = {key["kid"]: jwt.PyJWK(key) for key in keys}
+        self._version = keys_version(self._keys)
         self._loaded = time.monotonic()
+
+
+def keys_version(kids: Iterable[str]) -> str:
+    """Returns a name for a set of keys, by their ids."""
+    return hashlib.sha256(" ".join(sorted(kids)).encode()).hexdigest()[:16]
 
 
 class TokenVerifier:
@@ -103,7 +127,7 @@ class TokenVerifier:
 
     def __init__(self, authority: TokenAuthority, issuer: str, clock: Clock) -> None:
         self._keys = KeyRing(authority)
-        self._revocations = RevocationList(authority)
+        self._revocations = RevocationList(authority, self._keys.told)
         self._issuer = issuer
         self._clock = clock
         self._cache: OrderedDict[str, Verified] = OrderedDict()

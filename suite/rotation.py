@@ -26,10 +26,16 @@ class Rotated:
     """False if it was made before and waits."""
 
 
-def rotate(environment: Mapping[str, str], directory: Path, reason: str) -> Rotated:
-    """Returns the next key; SuiteError if there is no auth service or it refuses."""
+def rotate(
+    environment: Mapping[str, str], directory: Path, reason: str, *, withdraw: bool = False
+) -> Rotated:
+    """
+    Returns the next key, which with `withdraw` is alone from now on.
+
+    SuiteError if there is no auth service or it refuses.
+    """
     auth = target.auth(environment, directory)
-    request = token_pb2.RotateSigningKeysRequest(reason=reason)
+    request = token_pb2.RotateSigningKeysRequest(reason=reason, withdraw=withdraw)
     try:
         answer = asyncio.run(_ask(auth, request))
     except aio.AioRpcError as error:

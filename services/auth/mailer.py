@@ -8,6 +8,7 @@ subject, and `<name>.html`. Values a template may be given, all optional unless 
 - email_verification, sign_in: need a row (`one_time`), whose link and code they carry.
 - password_reset, email_change: need a row, whose link they carry.
 - email_change_requested: `new_email`, required: the address that is to be, masked.
+- sign_in_methods_changed: `change`, required: what was changed, in a sentence.
 - usage_threshold: `percent`, `month`, `used` and `available`, all required.
 - account_deletion_requested: `erased_at`, when it will be, likewise.
 - password_changed, email_changed, device_approved, oauth_linked, mfa_enabled,

@@ -80,4 +80,5 @@ def _revocations(
         [UUID(session_id) for session_id in message.session_ids],
         [(UUID(user.user_id), user.min_token_version) for user in message.users],
         read_time(message, "as_of_time"),
+        message.keys_version,
     )

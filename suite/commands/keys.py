@@ -37,17 +37,21 @@ def list_() -> None:
 
 @keys.command()
 @click.option("--reason", required=True, metavar="TEXT", help="Why, for the admin log.")
-def rotate(reason: str) -> None:
+@click.option("--withdraw", is_flag=True, help="For a leaked key: all others end now.")
+def rotate(reason: str, withdraw: bool) -> None:
     """Make a new key: published now, signing once every cache of the keys has it.
 
     Goes to the auth service: of FINITY_AUTH_ADDRESS and FINITY_SERVICE_KEY if they
     are set, else of the suite that `make run` runs here. Tokens of the old key are
     good to their end. While a new key waits to sign no other one is made.
+
+    With --withdraw the new key signs at once, every other one ends at once, and
+    so do all access tokens; sessions go on with their refresh tokens.
     """
     # gRPC and the contracts take longer to load than other commands to run.
     from suite import rotation  # noqa: PLC0415
 
-    rotated = rotation.rotate(os.environ, state.default_directory(), reason)
+    rotated = rotation.rotate(os.environ, state.default_directory(), reason, withdraw=withdraw)
     made = "is published" if rotated.created else "waits already"
     console.console.print(f"{rotated.kid} {made} and signs from {_shown(rotated.activates_at)}")
 

@@ -35,11 +35,12 @@ def admin(auth: AuthRoom) -> AdminService:
 @pytest.fixture
 async def ada(owner: Connection, clock: FakeClock) -> Caller:
     """An administrator, as the one who calls."""
-    return calls(await make_user(owner, clock, role=Role.ADMIN))
+    return calls(await make_user(owner, clock, role=Role.ADMIN), clock)
 
 
-def calls(user: User) -> Caller:
-    return Caller(Kind.USER, user_id=user.id, role=user.role)
+def calls(user: User, clock: FakeClock) -> Caller:
+    """The user, who proved just now who it is."""
+    return Caller(Kind.USER, user_id=user.id, role=user.role, auth_time=clock.now())
 
 
 async def register(auth: AuthRoom) -> User:
@@ -133,10 +134,8 @@ async def test_banning_again_replaces_reason_and_end(
 async def test_bans_are_refused_by_reason(
     auth: AuthRoom, admin: AdminService, owner: Connection, ada: Caller, clock: FakeClock
 ) -> None:
-    """Oneself, the last administrator, nobody, the past and the erased; nothing is logged."""
+    """Oneself, nobody, the past and the erased; nothing is logged."""
     user = await register(auth)
-    last = await reason_and_code(ban(admin, ada.user_id, BILLING))
-    assert last == (Code.FAILED_PRECONDITION, "LAST_ADMIN")
     self = await reason_and_code(ban(admin, ada.user_id, ada))
     assert self == (Code.FAILED_PRECONDITION, "SELF_BAN")
     past = await reason_and_code(ban(admin, user.id, ada, until=clock.now()))
@@ -153,6 +152,20 @@ async def test_bans_are_refused_by_reason(
     assert auth.announced == []
 
 
+async def test_a_service_neither_bans_nor_unbans_an_administrator(
+    admin: AdminService, owner: Connection, ada: Caller, clock: FakeClock
+) -> None:
+    """ROLE_NOT_GRANTABLE, whether or not another one is left; an administrator does both."""
+    refused = (Code.PERMISSION_DENIED, "ROLE_NOT_GRANTABLE")
+    assert await reason_and_code(ban(admin, ada.user_id, BILLING)) == refused
+    bob = await make_user(owner, clock, role=Role.ADMIN)
+    assert await reason_and_code(ban(admin, bob.id, BILLING)) == refused
+    await ban(admin, bob.id, ada)
+    assert await reason_and_code(unban(admin, bob.id, BILLING)) == refused
+    assert (await unban(admin, bob.id, ada)).banned_at is None
+    assert len(await logged(owner)) == 2
+
+
 async def reason_and_code(call: Any) -> tuple[Code, str]:
     with pytest.raises(Refusal) as refused:
         await call
@@ -164,7 +177,7 @@ async def test_who_is_no_administrator_any_more_does_nothing(
 ) -> None:
     """A token from before the ban or demotion is not enough, however fast it is used."""
     user = await register(auth)
-    bob = calls(await make_user(owner, clock, role=Role.ADMIN))
+    bob = calls(await make_user(owner, clock, role=Role.ADMIN), clock)
     await ban(admin, bob.user_id, ada)
     for call in (ban(admin, user.id, bob), unban(admin, user.id, bob), revoke(admin, user.id, bob)):
         assert await reason_of(call) == "ACCESS_DENIED"
@@ -189,7 +202,6 @@ async def test_a_banned_administrator_is_none_that_is_left(
         )
 
     assert await demote() == "LAST_ADMIN"
-    assert await reason_of(ban(admin, ada.user_id, BILLING)) == "LAST_ADMIN"
     clock.advance(hours=1)
     assert await demote() == ""
 
@@ -342,7 +354,7 @@ async def ban_each_other(
     admin: AdminService, owner: Connection, clock: FakeClock
 ) -> tuple[list[Any], int]:
     """Two administrators ban each other at once; returns the answers and how many are left."""
-    pair = [calls(await make_user(owner, clock, role=Role.ADMIN)) for _ in range(2)]
+    pair = [calls(await make_user(owner, clock, role=Role.ADMIN), clock) for _ in range(2)]
     answers = await at_once(2, lambda index: ban(admin, pair[1 - index].user_id, pair[index]))
     left = await owner.fetchval(
         "SELECT count(*) FROM users WHERE role = 'admin' AND banned_at IS NULL"

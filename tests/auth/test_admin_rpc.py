@@ -79,7 +79,10 @@ async def test_refusals_keep_their_codes_on_the_wire(
     gone = (StatusCode.NOT_FOUND, "USER_NOT_FOUND")
     cases: list[tuple[Any, tuple[StatusCode, str]]] = [
         (admin.BanUser(ban_request(ada.user_id), metadata=me), (failed, "SELF_BAN")),
-        (admin.BanUser(ban_request(ada.user_id), metadata=house.service), (failed, "LAST_ADMIN")),
+        (
+            admin.BanUser(ban_request(ada.user_id), metadata=house.service),
+            (StatusCode.PERMISSION_DENIED, "ROLE_NOT_GRANTABLE"),
+        ),
         (admin.BanUser(ban_request(NOBODY), metadata=me), gone),
         (
             admin.BanUser(ban_request(bob.user_id, expire_time=stamp(clock.now())), metadata=me),

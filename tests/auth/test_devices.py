@@ -5,7 +5,7 @@ from dataclasses import replace
 import jwt
 import pytest
 
-from chassis.errors import Code
+from chassis.errors import Code, Refusal
 from chassis.postgres import Connection
 from services.auth.domain.devices import (
     ALPHABET,
@@ -17,6 +17,7 @@ from services.auth.domain.devices import (
 from services.auth.domain.sessions import Acr, EndReason, Means, digest
 from services.auth.domain.users import User
 from services.auth.service.devices import DeviceService
+from services.auth.service.step_up import require_fresh
 from services.auth.store import sessions as store_sessions
 from tests.auth.devices import HOME, approve, poll, refused, somebody, start
 from tests.factories import AuthRoom, reason_of
@@ -211,18 +212,33 @@ async def test_a_taken_spelling_is_tried_again(
 async def test_the_device_gets_no_more_than_its_approver_proved(
     auth: AuthRoom, devices: DeviceService, clock: FakeClock
 ) -> None:
-    """A device approved in an old session is not freshly authenticated, nor more strongly."""
+    """A device is as strongly authenticated as its approver, and as long ago."""
     ada = await somebody(auth, Means(("pwd", "otp"), Acr.AAL2))
     then = int(clock.now().timestamp())
-    clock.advance(minutes=5)
+    clock.advance(minutes=9)
     started = await start(devices)
     await approve(devices, ada, started)
-    clock.advance(minutes=1)
+    clock.advance(minutes=5)
     tokens, _ = await poll(devices, started)
     refreshed = await auth.sessions.refresh(tokens.refresh_token)
     for token in (tokens.access_token, refreshed.access_token):
         claims = jwt.decode(token, options={"verify_signature": False})
         assert (claims["acr"], claims["amr"], claims["auth_time"]) == ("aal2", ["pwd", "otp"], then)
+
+
+async def test_an_approval_is_no_fresh_proof_on_the_device(
+    auth: AuthRoom, devices: DeviceService, clock: FakeClock
+) -> None:
+    """Approved just after a sign-in, the device must step up first; its approver need not."""
+    ada = await somebody(auth, Means(("pwd", "otp"), Acr.AAL2))
+    started = await start(devices)
+    await approve(devices, ada, started)
+    tokens, user = await poll(devices, started)
+    device = await auth.verifier.verify(tokens.access_token)
+    require_fresh(ada.caller, user, clock.now())
+    with pytest.raises(Refusal) as caught:
+        require_fresh(device, user, clock.now())
+    assert caught.value.reason == "STEP_UP_REQUIRED"
 
 
 async def test_an_older_token_vouches_for_what_it_says(

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from chassis.callers import Caller
 from chassis.errors import Code, Refusal
 from chassis.postgres import Connection
 from services.auth.domain.devices import DeviceLogin, DevicePolicy
@@ -15,6 +16,7 @@ from services.auth.domain.sessions import EndReason
 from services.auth.domain.users import User
 from services.auth.service import devices as device_service
 from services.auth.service.devices import DeviceService, Started
+from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.sessions import Tokens
 from services.auth.store import devices as store_devices
 from services.auth.store import sessions as store_sessions
@@ -164,6 +166,72 @@ async def test_look_before_approval_would_let_several_win(
 
     monkeypatch.setattr(store_devices, "approve", unguarded)
     assert (await fifty_approvals(auth, devices)).count("") > 1
+
+
+async def approve_beside_an_erasure(
+    auth: AuthRoom, devices: DeviceService, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Erases the approver just before the code is approved; returns how much names it then."""
+    ada = await somebody(auth)
+    await owner.execute(
+        "UPDATE users SET deletion_requested_at = now(), erasure_due_at = $2 WHERE id = $1",
+        ada.user.id,
+        auth.room.clock.now(),
+    )
+    guarded = store_devices.approve
+    erasures = []
+
+    async def beside(conn: Connection, *rest: Any) -> DeviceLogin | None:
+        erasures.append(asyncio.create_task(LifecycleService(auth.room).erase(ada.user.id)))
+        await asyncio.wait(erasures, timeout=0.3)
+        return await guarded(conn, *rest)
+
+    monkeypatch.setattr(store_devices, "approve", beside)
+    await approve(devices, ada, await start(devices))
+    # The sweeper passes over who is locked, and comes again.
+    assert await erasures[0] or await LifecycleService(auth.room).erase(ada.user.id)
+    return int(
+        await owner.fetchval(
+            "SELECT (SELECT count(*) FROM chrome_auth_links WHERE user_id = $1)"
+            " + (SELECT count(*) FROM auth_outbox WHERE payload->>'template' = 'device_approved')",
+            ada.user.id,
+        )
+    )
+
+
+async def test_an_erasure_takes_what_is_approved_beside_it(
+    auth: AuthRoom, devices: DeviceService, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is either before or after; neither the row nor the mail of an approval is left."""
+    assert await approve_beside_an_erasure(auth, devices, owner, monkeypatch) == 0
+
+
+async def test_without_the_lock_an_approval_outlives_its_user(
+    auth: AuthRoom, devices: DeviceService, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: an approver who is only read may be gone when it is written."""
+
+    async def read(conn: Connection, caller: Caller) -> User | None:
+        return await store_users.get_user(conn, caller.user_id) if caller.user_id else None
+
+    monkeypatch.setattr(device_service, "own", read)
+    assert await approve_beside_an_erasure(auth, devices, owner, monkeypatch) == 2
+
+
+async def test_approvals_and_polls_of_one_user_never_block_each_other(
+    auth: AuthRoom, devices: DeviceService
+) -> None:
+    """Both lock the account and the login, in whichever order: none ends as a deadlock."""
+    for _ in range(5):
+        ada, started = await somebody(auth), await start(devices)
+
+        async def call(index: int, ada: Somebody = ada, started: Started = started) -> object:
+            return await (poll(devices, started) if index % 2 else approve(devices, ada, started))
+
+        answers = reasons(await at_once(50, call))
+        told = {"", "AUTHORIZATION_PENDING", "SLOW_DOWN", "DEVICE_CODE_INVALID"}
+        assert set(answers) <= told
+        assert answers[::2] == [""] * 25
 
 
 async def fifty_starts(auth: AuthRoom, address: str | None) -> list[str]:

@@ -363,3 +363,31 @@ async def test_codes_and_passwords_do_not_hold_each_other_off(
         assert await reason_of(code(by_code(bob, "none"), MEANS, None)) == "MAIL_SECRET_INVALID"
     assert await reason_of(code(by_code(bob, "none"), MEANS, None)) == "TOO_MANY_ATTEMPTS"
     await log_in(auth, bob.email)
+
+
+async def test_a_lost_answer_is_given_again(
+    emails: EmailService, owner: Connection, ada: User
+) -> None:
+    """With its key a reset is answered as before, once done; without it the secret is used."""
+    mail = await reset_mail(emails, owner, ada)
+    key = Key("public:x", "ResetPassword", "k", b"same")
+    for _ in range(2):
+        await emails.reset_password(secret=mail.secret, new_password=NEW_PASSWORD, key=key)
+    assert (await templates(owner, ada.email)).count("password_changed") == 1
+    other = Key("public:x", "ResetPassword", "l", b"same")
+    for wrong in (None, other):
+        call = emails.reset_password(secret=mail.secret, new_password=NEW_PASSWORD, key=wrong)
+        assert await reason_of(call) == "MAIL_SECRET_INVALID"
+
+
+async def test_a_lost_answer_to_a_change_is_given_again(
+    auth: AuthRoom, emails: EmailService, owner: Connection, ada: User
+) -> None:
+    """With its key a change of address is answered as before; without it the secret is used."""
+    to = an_address()
+    mail = await change_mail(emails, auth, owner, ada, to)
+    key = Key("public:x", "ConfirmEmailChange", "k", b"same")
+    first = await emails.confirm_change(mail.secret, key)
+    assert await emails.confirm_change(mail.secret, key) == first
+    assert first.email == to
+    assert await reason_of(emails.confirm_change(mail.secret)) == "MAIL_SECRET_INVALID"

@@ -54,6 +54,17 @@ async def move(auth: AuthRoom, ada: Caller) -> None:
     await emails.confirm_change(mail.secret)
 
 
+async def ban_by_another(auth: AuthRoom, admin: AdminService, ada: Caller) -> None:
+    """Has an administrator banned by another one."""
+    clock = auth.room.clock
+    async with auth.room.database.connection() as conn:
+        eve = await make_user(conn, clock)
+        await make_admin(conn, eve.id)
+    other = Caller(Kind.USER, user_id=eve.id, auth_time=clock.now())
+    target = ada.user_id or uuid4()
+    await admin.ban_user(user_id=target, reason="t", until=None, caller=other, key=None)
+
+
 Ending = Callable[[AuthRoom, AdminService, Caller, User, Tokens], Awaitable[object]]
 ENDINGS: dict[str, Ending] = {
     "its logout": lambda auth, _admin, _ada, _bob, tokens: auth.sessions.logout(
@@ -62,12 +73,8 @@ ENDINGS: dict[str, Ending] = {
     "a ban of the user": lambda _auth, admin, ada, bob, _tokens: admin.ban_user(
         user_id=bob.id, reason="t", until=None, caller=ada, key=None
     ),
-    "a ban of the administrator": lambda _auth, admin, ada, _bob, _tokens: admin.ban_user(
-        user_id=ada.user_id or uuid4(),
-        reason="t",
-        until=None,
-        caller=Caller(Kind.SERVICE, name="t"),
-        key=None,
+    "a ban of the administrator": lambda auth, admin, ada, _bob, _tokens: ban_by_another(
+        auth, admin, ada
     ),
     "the end of the administrator's sessions": lambda _auth, admin, ada, _bob, _tokens: (
         admin.revoke_sessions(user_id=ada.user_id or uuid4(), reason="t", caller=ada, key=None)

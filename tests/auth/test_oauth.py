@@ -27,6 +27,7 @@ from services.auth.worker import sweep
 from tests import github
 from tests.factories import MEANS, AuthRoom, at_once, make_user, reason_of
 from tests.fakes import FakeClock
+from tests.mailbox import templates
 from tests.owner import verify_address
 
 
@@ -246,6 +247,7 @@ async def test_users_name_their_first_identity(
         clock.advance(seconds=1)
         assert await named() == ("github", str(people[0].id))
     await desk.oauth.unlink_identity(desk.caller(user.id), linked[0].id)
+    assert "sign_in_methods_changed" in await templates(owner, user.email)
     assert await named() == ("github", str(people[1].id))
     # A password is left to sign in with.
     await desk.oauth.unlink_identity(desk.caller(user.id), linked[1].id)

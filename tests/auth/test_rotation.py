@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import jwt
@@ -11,10 +12,11 @@ import pytest
 from finity.auth.v1 import auth_pb2, token_pb2, token_pb2_grpc
 from finity.usage.v1 import usage_pb2
 
-from chassis import tokens
+from chassis import revocations, tokens
 from chassis.idempotency import Key
 from chassis.postgres import Connection, Database
 from chassis.refusals import CredentialsInvalid
+from chassis.server import background
 from chassis.tokens import TokenVerifier
 from services.auth.domain.signing_keys import MARGIN, KeyPlan, KeyState, signing_key
 from services.auth.service import signing_keys as service_signing_keys
@@ -23,12 +25,15 @@ from services.auth.store import signing_keys as store_signing_keys
 from tests.factories import (
     ISSUER,
     POLICY,
+    SERVICE,
     AuthRoom,
     an_address,
+    answers_with,
     at_once,
     eventually,
     log_in,
     open_auth,
+    reason_of,
 )
 from tests.fakes import FakeClock
 from tests.running import PASSWORD, House, Person, bearer, open_house
@@ -39,7 +44,7 @@ BALANCE = usage_pb2.GetBalanceRequest()
 
 
 async def rotate(auth: AuthRoom, key: Key | None = None) -> Rotation:
-    return await KeyService(auth.room).rotate(reason="test", actor="service:test", key=key)
+    return await KeyService(auth.room).rotate(reason="test", caller=SERVICE, key=key)
 
 
 async def kid_of_a_login(auth: AuthRoom, email: str) -> str:
@@ -256,3 +261,105 @@ async def test_both_rooms_accept_tokens_of_before_and_after(
 async def again(house: House, person: Person) -> Person:
     request = auth_pb2.LoginRequest(email=person.email, password=PASSWORD)
     return Person(person.user_id, person.email, (await house.auth.Login(request)).tokens)
+
+
+async def test_a_leaked_key_is_withdrawn_at_once(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """The new key signs, every other one ends, also one that waits; the log names them."""
+    email = await member(auth)
+    opened, _ = await log_in(auth, email)
+    old, waiting = kid_of(opened.access_token), (await rotate(auth)).kid
+    rotation = await withdraw(auth)
+    assert (rotation.created, rotation.activates_at) == (True, clock.now())
+    assert await published(auth) == [rotation.kid]
+    assert await kid_of_a_login(auth, email) == rotation.kid
+    # Sessions are not the key's.
+    refreshed = await auth.sessions.refresh(opened.refresh_token)
+    assert kid_of(refreshed.access_token) == rotation.kid
+    async with auth.room.database.connection() as conn:
+        plans = await store_signing_keys.list_plans(conn)
+    states = {plan.kid: plan.state(clock.now()) for plan in plans}
+    ended = KeyState.WITHDRAWN
+    assert states == {rotation.kid: KeyState.SIGNS, waiting: ended, old: ended}
+    log = "SELECT details->>'withdrawn' FROM admin_logs ORDER BY seq DESC LIMIT 1"
+    assert set(str(await owner.fetchval(log)).split()) == {old, waiting}
+    assert (await rotate(auth)).created
+
+
+async def withdraw(auth: AuthRoom) -> Rotation:
+    service = KeyService(auth.room)
+    return await service.rotate(reason="leaked", caller=SERVICE, key=None, withdraw=True)
+
+
+async def test_rotations_beside_a_withdrawal_leave_a_key_that_signs(
+    auth: AuthRoom, auth_database: Database, clock: FakeClock
+) -> None:
+    """Whatever comes between, one key has no successor and the first one is gone."""
+    for _ in range(5):
+        (old,) = [key.plan.kid for key in auth.signer._stored if key.plan.retired_at is None]
+        await at_once(10, lambda index: withdraw(auth) if index % 2 else rotate(auth))
+        await auth.signer.load()
+        assert old not in await published(auth)
+        assert len(await published(auth)) in (1, 2)
+        clock.advance(seconds=DELAY.total_seconds())
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_withdrawn_key_verifies_nothing_in_any_process(
+    auth: AuthRoom, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    """A process that has its token in the cache hears of it by stream or poll, without Redis."""
+    monkeypatch.setattr(revocations, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(tokens, "KEY_RELOAD_SECONDS", 0.0)
+    verifier = TokenVerifier(auth.authority if streams else Polled(auth), ISSUER, clock)
+    async with background(auth.authority.feed.run), background(partial(verifier.run, None)):
+        opened, _ = await log_in(auth, await member(auth))
+        await verifier.verify(opened.access_token)
+        await withdraw(auth)
+
+        async def refused() -> bool:
+            return await reason_of(verifier.verify(opened.access_token)) == "CREDENTIALS_INVALID"
+
+        await eventually(refused)
+
+
+class Polled:
+    """An authority that does not stream."""
+
+    def __init__(self, auth: AuthRoom) -> None:
+        self.signing_keys = auth.authority.signing_keys
+        self.revocations = auth.authority.revocations
+
+
+async def test_not_told_a_process_keeps_a_withdrawn_key(
+    auth: AuthRoom, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: who is not told which keys there are takes a token of the cache."""
+    monkeypatch.setattr(tokens.KeyRing, "told", lambda *_: None)
+    verifier = a_verifier(auth, clock)
+    opened, _ = await log_in(auth, await member(auth))
+    await verifier.verify(opened.access_token)
+    await withdraw(auth)
+    await verifier._revocations.poll()
+    await verifier.verify(opened.access_token)
+
+
+async def test_a_withdrawal_reaches_every_room(
+    database_url: str, redis_url: str, transport: str, clock: FakeClock
+) -> None:
+    """Over the wire: tokens of before are refused in the other room, refreshed ones are not."""
+    async with open_house(database_url, redis_url, transport, clock) as house:
+        before = await house.person()
+        await house.usage.GetBalance(BALANCE, metadata=before.metadata)
+        stub = token_pb2_grpc.TokenServiceStub(house.auth_channel)
+        request = token_pb2.RotateSigningKeysRequest(reason="leaked", withdraw=True)
+        assert (await stub.RotateSigningKeys(request, metadata=house.service)).created
+        await eventually(
+            lambda: answers_with(
+                house.usage.GetBalance(BALANCE, metadata=before.metadata), "CREDENTIALS_INVALID"
+            )
+        )
+        refresh = auth_pb2.RefreshSessionRequest(refresh_token=before.tokens.refresh_token)
+        now = (await house.auth.RefreshSession(refresh)).tokens
+        await house.usage.GetBalance(BALANCE, metadata=bearer(now.access_token))

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -14,14 +15,18 @@ from chassis.postgres import Connection, Database
 from services.auth.domain.sessions import STEP_UP_AGE
 from services.auth.domain.users import Role, User
 from services.auth.service import proofs
+from services.auth.service.admin import AdminService
 from services.auth.service.attempts import Attempts
+from services.auth.service.lifecycle import LifecycleService
 from services.auth.service.passwords import PasswordService
 from services.auth.service.proofs import Proof, ProofKind
 from services.auth.service.room import Guesses
+from services.auth.service.rotation import KeyService
+from services.auth.service.session_list import SessionListService
 from services.auth.store import users as store_users
 from tests.auth.factors import Factors, Somebody, open_factors
 from tests.chassis.waiting import until
-from tests.factories import make_user, open_auth, reason_of
+from tests.factories import MEANS, make_user, open_auth, reason_of
 from tests.fakes import FakeClock
 from tests.running import PASSWORD
 
@@ -32,6 +37,21 @@ TOTP, RECOVERY = ProofKind.TOTP, ProofKind.RECOVERY
 STRICT = Limit("strict", free=3, first=600.0, longest=600.0)
 LOOSE = Limit("loose", free=1_000_000, first=1.0, longest=1.0)
 
+
+async def end_session(factors: Factors, caller: Caller, user: User) -> None:
+    """Ends a session of somebody else's."""
+    auth = factors.auth
+    async with auth.room.database.transaction() as conn:
+        tokens, _ = await auth.sessions.sign_in(conn, user.id, MEANS, auth.room.clock.now())
+    await SessionListService(auth.room).revoke(
+        user.id, tokens.session.id, caller=caller, why="test"
+    )
+
+
+def admin(factors: Factors) -> AdminService:
+    return AdminService(factors.auth.room, factors.auth.sessions)
+
+
 # What an administrator asks for while it is being demoted.
 Asked: TypeAlias = Callable[[Factors, Caller, User], Awaitable[Any]]
 ASKED: dict[str, Asked] = {
@@ -40,6 +60,22 @@ ASKED: dict[str, Asked] = {
     ),
     "ResetMfa": lambda factors, caller, user: factors.mfa.reset(
         caller, user_id=user.id, reason="test", key=None
+    ),
+    "BanUser": lambda factors, caller, user: admin(factors).ban_user(
+        user_id=user.id, reason="test", until=None, caller=caller, key=None
+    ),
+    "UnbanUser": lambda factors, caller, user: admin(factors).unban_user(
+        user_id=user.id, reason="test", caller=caller, key=None
+    ),
+    "RevokeUserSessions": lambda factors, caller, user: admin(factors).revoke_sessions(
+        user_id=user.id, reason="test", caller=caller, key=None
+    ),
+    "RevokeSession": end_session,
+    "RotateSigningKeys": lambda factors, caller, _: KeyService(factors.auth.room).rotate(
+        reason="test", caller=caller, key=None
+    ),
+    "ExportMyData": lambda factors, caller, user: LifecycleService(factors.auth.room).export(
+        user.id, caller=caller
     ),
 }
 
@@ -88,6 +124,17 @@ async def test_who_is_no_administrator_any_more_acts_as_nobody(
     assert await demoted_meanwhile(factors, owner, clock, ASKED[name]) == "ACCESS_DENIED"
     roles = await owner.fetch("SELECT role FROM users WHERE id = $1", target.id)
     assert [row["role"] for row in roles] == ["free"]
+
+
+@pytest.mark.parametrize("name", ASKED)
+async def test_an_administrator_proves_again_who_it_is(
+    factors: Factors, owner: Connection, clock: FakeClock, name: str
+) -> None:
+    """Past ten minutes it is STEP_UP_REQUIRED; with a fresh proof it is done."""
+    boss, target = await factors.boss(), await make_user(owner, clock)
+    stale = replace(boss.caller, auth_time=clock.now() - STEP_UP_AGE - timedelta(seconds=1))
+    assert await reason_of(ASKED[name](factors, stale, target)) == "STEP_UP_REQUIRED"
+    assert await reason_of(ASKED[name](factors, boss.caller, target)) == ""
 
 
 @pytest.mark.parametrize("name", ASKED)

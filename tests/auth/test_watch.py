@@ -89,7 +89,7 @@ async def test_a_snapshot_comes_first(auth: AuthRoom, clock: FakeClock) -> None:
 async def test_what_this_process_revokes_comes_at_once(auth: AuthRoom) -> None:
     """A logout reaches a watcher without any poll or wake-up."""
     user_id, session_id = await a_login(auth)
-    watched = auth.authority.watch(None)
+    watched = auth.authority.feed.watch(None)
     assert await anext(watched) == Revocations([], [], auth.authority.feed._as_of)
     await auth.sessions.logout(session_id, by="user")
     assert list((await within(5, anext(watched))).sessions) == [session_id]

@@ -33,13 +33,18 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Action(StrEnum):
-    """What administrators do; the values of admin_logs.action."""
+    """What administrators and services do; the values of admin_logs.action."""
 
     SET_ROLE = "set_role"
     BAN_USER = "ban_user"
     UNBAN_USER = "unban_user"
     REVOKE_SESSIONS = "revoke_sessions"
+    REVOKE_SESSION = "revoke_session"
     IMPERSONATE_USER = "impersonate_user"
+    RESET_MFA = "reset_mfa"
+    EXPORT_USER_DATA = "export_user_data"
+    IMPORT_USER = "import_user"
+    ROTATE_SIGNING_KEYS = "rotate_signing_keys"
 
 
 @dataclass(frozen=True, slots=True)

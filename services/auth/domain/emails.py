@@ -58,6 +58,22 @@ class MailedSecret:
     """The session that asked for it, if it was one."""
 
 
+class Change(StrEnum):
+    """What changed in how one signs in, as a mail says it."""
+
+    APP_ADDED = "An authenticator app was added to your Finity account as a second factor."
+    PASSKEY_ADDED = "A passkey was added to your Finity account."
+    APP_REMOVED = "The authenticator app was removed from your Finity account."
+    PASSKEY_REMOVED = "A passkey was removed from your Finity account."
+    CODES_REPLACED = "Your Finity account has new recovery codes; the old ones work no more."
+    CODE_USED = "A recovery code of your Finity account was used and works no more."
+    IDENTITY_UNLINKED = "An account with another provider was unlinked from your Finity account."
+    UNPROVED_LOGIN_REMOVED = (
+        "The password of your Finity account was removed: it was set before anybody had shown"
+        " that this address is theirs. Set a new one if you like."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What somebody read in a mail: the secret of its link, or its code and where it came."""

@@ -32,13 +32,14 @@ class KeyPlan:
     """When it is published no more."""
 
     def state(self, now: datetime) -> KeyState:
+        # First: a key may be withdrawn before it ever signs.
+        if self.expires_at is not None and self.expires_at <= now:
+            return KeyState.WITHDRAWN
         if self.activates_at > now:
             return KeyState.WAITS
         if self.retired_at is None or self.retired_at > now:
             return KeyState.SIGNS
-        if self.expires_at is None or self.expires_at > now:
-            return KeyState.VERIFIES
-        return KeyState.WITHDRAWN
+        return KeyState.VERIFIES
 
 
 def signing_key(plans: Sequence[KeyPlan], now: datetime) -> KeyPlan:

@@ -141,4 +141,5 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
                 for user_id, version in revoked.versions
             ],
             as_of_time=to_timestamp(revoked.as_of) if revoked.as_of else None,
+            keys_version=revoked.keys,
         )

@@ -49,7 +49,11 @@ class EmailServicer(email_pb2_grpc.EmailServiceServicer):
     async def ResetPassword(
         self, request: email_pb2.ResetPasswordRequest, context: Context
     ) -> email_pb2.ResetPasswordResponse:
-        await self._emails.reset_password(secret=request.secret, new_password=request.new_password)
+        await self._emails.reset_password(
+            secret=request.secret,
+            new_password=request.new_password,
+            key=key_of(request, self._secret, owner=request.secret),
+        )
         return email_pb2.ResetPasswordResponse()
 
     async def RequestSignIn(
@@ -83,7 +87,9 @@ class EmailServicer(email_pb2_grpc.EmailServiceServicer):
     async def ConfirmEmailChange(
         self, request: email_pb2.ConfirmEmailChangeRequest, context: Context
     ) -> email_pb2.ConfirmEmailChangeResponse:
-        user = await self._emails.confirm_change(request.secret)
+        user = await self._emails.confirm_change(
+            request.secret, key_of(request, self._secret, owner=request.secret)
+        )
         return email_pb2.ConfirmEmailChangeResponse(user=to_user(user))
 
     async def NotifyUser(

@@ -61,12 +61,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     async def RevokeSession(
         self, request: session_pb2.RevokeSessionRequest, context: Context
     ) -> session_pb2.RevokeSessionResponse:
-        caller, user_id = current_call().caller, UUID(request.user_id)
         revoked = await self._sessions.revoke(
-            user_id,
+            UUID(request.user_id),
             _id_of(request.session_id),
-            by_owner=caller.user_id == user_id,
-            actor=caller.key,
+            caller=current_call().caller,
             why=request.reason,
         )
         return session_pb2.RevokeSessionResponse(session=_session(revoked))

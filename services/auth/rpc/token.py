@@ -27,8 +27,9 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
     ) -> token_pb2.RotateSigningKeysResponse:
         rotation = await self._keys.rotate(
             reason=request.reason,
-            actor=current_call().caller.key,
+            caller=current_call().caller,
             key=key_of(request, self._secret),
+            withdraw=request.withdraw,
         )
         return token_pb2.RotateSigningKeysResponse(
             kid=rotation.kid,
@@ -49,4 +50,5 @@ class TokenServicer(token_pb2_grpc.TokenServiceServicer):
                         for user_id, version in revoked.versions
                     ],
                     as_of_time=to_timestamp(revoked.as_of) if revoked.as_of else None,
+                    keys_version=revoked.keys,
                 )

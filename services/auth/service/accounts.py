@@ -10,18 +10,17 @@ from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.limits import Try
 from chassis.postgres import Connection
-from chassis.refusals import AccessDenied
 from chassis.revocations import Revocations
 from services.auth.domain.admin import UserState, service_may_change
 from services.auth.domain.admin_logs import Action
 from services.auth.domain.sessions import EndReason
 from services.auth.domain.users import Role, User, normalise_email
 from services.auth.errors import LastAdmin, RoleNotGrantable, UserNotActive, UserNotFound
+from services.auth.service.administrators import lock_admins
 from services.auth.service.attempts import network
 from services.auth.service.emails import send_verification
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, ROOM, Room
-from services.auth.service.step_up import require_fresh
 from services.auth.store import admin_logs, sessions, users
 
 USER_REGISTERED = "user_registered"
@@ -135,7 +134,9 @@ class AccountService:
 
             async def effect() -> User:
                 nonlocal ended
-                admins = await self._lock_admins(conn, actor, role, now)
+                if actor.kind is Kind.SERVICE and role is Role.ADMIN:
+                    await users.lock_first_admin(conn)
+                admins = await lock_admins(conn, actor, now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:
                     raise UserNotFound
@@ -172,22 +173,6 @@ class AccountService:
         self._room.wake_relay()
         await self._room.announce(Revocations(ended, [(user.id, user.token_version)]))
         return user
-
-    async def _lock_admins(
-        self, conn: Connection, actor: Caller, role: Role, now: datetime
-    ) -> list[UUID]:
-        """Locks the administrators; AccessDenied or StepUpRequired if the actor may not act."""
-        if actor.kind is Kind.SERVICE and role is Role.ADMIN:
-            await users.lock_first_admin(conn)
-        admins = await users.lock_admins(conn, now)
-        if actor.kind is Kind.SERVICE:
-            return admins
-        # Demoted or banned, perhaps, while this call waited.
-        admin = await users.get_user(conn, actor.user_id) if actor.user_id in admins else None
-        if admin is None:
-            raise AccessDenied
-        require_fresh(actor, admin, now)
-        return admins
 
 
 def role_change(user: User) -> dict[str, str]:

@@ -25,11 +25,12 @@ from services.auth.domain.users import Role, User
 from services.auth.errors import (
     AdminNotImpersonable,
     BanExpiryPassed,
-    LastAdmin,
+    RoleNotGrantable,
     SelfBan,
     UserNotActive,
     UserNotFound,
 )
+from services.auth.service.administrators import lock_admins
 from services.auth.service.room import KEYS, Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh, require_living
@@ -76,7 +77,8 @@ class AdminService:
         Keeps a user out until a time, or for good, and ends all that is open.
 
         A login locks the account too: it is either over before, and its session is
-        ended here, or it finds the ban.
+        ended here, or it finds the ban. The last administrator is banned by nobody:
+        itself is SelfBan, and to a service every administrator is RoleNotGrantable.
         """
         now = self._room.clock.now()
         ended: Sequence[UUID] = []
@@ -88,12 +90,10 @@ class AdminService:
                     raise BanExpiryPassed
                 if caller.user_id == user_id:
                     raise SelfBan
-                admins = await self._lock_admins(conn, caller, now)
-                user = await self._lock_user(conn, user_id)
+                await lock_admins(conn, caller, now)
+                user = await self._lock_target(conn, user_id, caller)
                 if user.erased_at is not None:
                     raise UserNotActive(metadata={"state": UserState.ERASED})
-                if admins == [user_id]:
-                    raise LastAdmin
                 user = await users.ban_user(conn, user_id, reason=reason, until=until, now=now)
                 ended = await sessions.end_sessions(
                     conn, user_id, reason=EndReason.BANNED, by=caller.key, now=now
@@ -117,8 +117,8 @@ class AdminService:
         async with self._room.database.transaction() as conn:
 
             async def effect() -> User:
-                await self._lock_admins(conn, caller, now)
-                user = await self._lock_user(conn, user_id)
+                await lock_admins(conn, caller, now)
+                user = await self._lock_target(conn, user_id, caller)
                 unbanned = await users.unban_user(conn, user_id)
                 if unbanned is None:
                     return user
@@ -141,7 +141,7 @@ class AdminService:
 
             async def effect() -> int:
                 nonlocal ended
-                await self._lock_admins(conn, caller, now)
+                await lock_admins(conn, caller, now)
                 await self._lock_user(conn, user_id)
                 ended = await sessions.end_sessions(
                     conn, user_id, reason=EndReason.ADMIN, by=caller.key, now=now
@@ -181,7 +181,7 @@ class AdminService:
 
             async def effect() -> UUID:
                 nonlocal opened
-                await self._lock_admins(conn, caller, now)
+                await lock_admins(conn, caller, now)
                 await require_living(conn, caller, self._room.policy, now)
                 user = await self._lock_user(conn, user_id)
                 if user.role is Role.ADMIN:
@@ -231,12 +231,13 @@ class AdminService:
         )
         return tokens
 
-    async def _lock_admins(self, conn: Connection, caller: Caller, now: datetime) -> list[UUID]:
-        """Locks the administrators; AccessDenied if the caller is none any more."""
-        admins = await users.lock_admins(conn, now)
-        if caller.kind is Kind.USER and caller.user_id not in admins:
-            raise AccessDenied
-        return admins
+    async def _lock_target(self, conn: Connection, user_id: UUID, caller: Caller) -> User:
+        """Locks a user; RoleNotGrantable for a service if it is an administrator."""
+        user = await self._lock_user(conn, user_id)
+        # Who is banned is no administrator: a ban takes the role away, and its end gives it back.
+        if caller.kind is Kind.SERVICE and user.role is Role.ADMIN:
+            raise RoleNotGrantable
+        return user
 
     async def _lock_user(self, conn: Connection, user_id: UUID) -> User:
         user = await users.lock_user(conn, user_id)

@@ -1,6 +1,8 @@
 """The keys and revocations that token verifiers load, here and in every other service."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -10,7 +12,7 @@ from redis.asyncio import Redis
 from chassis.clock import Clock
 from chassis.postgres import Database
 from chassis.revocations import Revocations
-from chassis.tokens import TokenVerifier
+from chassis.tokens import TokenVerifier, keys_version
 from chassis.wakeups import announce, listen
 from services.auth.service.revocations import RevocationFeed
 from services.auth.service.signing_keys import SigningKeys
@@ -32,11 +34,13 @@ class Authority:
 
     async def revocations(self, since: datetime | None) -> Revocations:
         """Returns what was revoked after `since`, at most one access token lifetime back."""
-        return await self.feed.read(since)
+        return self._with_keys(await self.feed.read(since))
 
-    def watch(self, since: datetime | None) -> AsyncGenerator[Revocations, None]:
+    async def watch(self, since: datetime | None) -> AsyncGenerator[Revocations, None]:
         """Yields the same, and then whatever is revoked."""
-        return self.feed.watch(since)
+        async with contextlib.aclosing(self.feed.watch(since)) as watched:
+            async for revoked in watched:
+                yield self._with_keys(revoked)
 
     async def announce(self, redis: Redis, verifier: TokenVerifier, revoked: Revocations) -> None:
         """Tells every process what this one has just committed, and this one first."""
@@ -47,6 +51,10 @@ class Authority:
     def jobs(self, redis: Redis) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What follows the other replicas, to be run in the background."""
         return [self._keys.run, self.feed.run, partial(listen, redis, self._wake)]
+
+    def _with_keys(self, revoked: Revocations) -> Revocations:
+        kids = [key["kid"] for key in self._keys.published()]
+        return replace(revoked, keys=keys_version(kids))
 
     def _wake(self) -> None:
         self._keys.wake()

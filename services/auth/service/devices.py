@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from chassis.callers import Caller
@@ -24,7 +24,7 @@ from services.auth.domain.devices import (
     spell_user_code,
     withdrawn,
 )
-from services.auth.domain.sessions import Acr, Means, Session, digest
+from services.auth.domain.sessions import STEP_UP_AGE, Acr, Means, Session, digest
 from services.auth.domain.users import User
 from services.auth.errors import (
     AuthorizationPending,
@@ -33,10 +33,10 @@ from services.auth.errors import (
     DeviceDenied,
     SlowDown,
     UserCodeInvalid,
-    UserNotFound,
 )
 from services.auth.service.attempts import network
 from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mfa import own
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh, require_living
@@ -46,6 +46,8 @@ from services.auth.store import devices, sessions, users
 _SPELLINGS = 5
 # The guess after the last free one waits until every code of now is over.
 _FIRST_WAIT = LIFETIME.total_seconds()
+# Tokens say seconds.
+_NOT_FRESH = STEP_UP_AGE + timedelta(seconds=1)
 _BY_USER = Limit("device-user", CODE_GUESSES - 1, _FIRST_WAIT, 3600.0, remembered=7200.0)
 _BY_ADDRESS = Limit("device-address", CODE_GUESSES - 1, _FIRST_WAIT, 3600.0, remembered=7200.0)
 
@@ -129,9 +131,9 @@ class DeviceService:
         code = digest_user_code(self._user_codes, user_code)
         now = self._room.clock.now()
         async with self._room.database.transaction() as conn:
-            user = await users.get_user(conn, user_id)
-            if user is None:
-                raise UserNotFound
+            # Locked before the login's row, although a poll locks that one first: a poll waits for
+            # an approver alone, who holds this lock until the approval is there to be seen.
+            user = await own(conn, caller)
             # A device's session outlives the token that approves it. Before the code is looked at:
             # whoever lacks a proof learns nothing of it.
             require_fresh(caller, user, now)
@@ -189,7 +191,9 @@ class DeviceService:
             approval.acr,
             device=login.client_name,
             address=address,
-            authenticated_at=approval.authenticated_at,
+            # Whoever was talked into approving proved nothing on that device: it has to step up
+            # by itself before it may change how one signs in.
+            authenticated_at=min(approval.authenticated_at, now - _NOT_FRESH),
         )
         try:
             return await self._sessions.sign_in(conn, approval.user_id, means, now)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -16,13 +17,13 @@ from chassis.refusals import TooManyAttempts
 from chassis.revocations import Revocations
 from services.auth.domain import one_time
 from services.auth.domain.devices import withdrawn
-from services.auth.domain.emails import MailedSecret, Proof, Purpose, mask
+from services.auth.domain.emails import Change, MailedSecret, Proof, Purpose, mask
 from services.auth.domain.mfa import HeldSignIn
 from services.auth.domain.sessions import EndReason, Means, digest
 from services.auth.domain.users import User, normalise_email
 from services.auth.errors import MailSecretInvalid, MailTooSoon, MfaRequired, UserNotFound
 from services.auth.service.attempts import Attempts, network
-from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mail import Mail, enqueue, tell_of_change
 from services.auth.service.passwords import require_acceptable
 from services.auth.service.room import KEYS, Room
 from services.auth.service.sessions import SessionService, Tokens
@@ -127,30 +128,41 @@ class EmailService:
         """Mails a reset link to whoever has the address; returns when to ask again."""
         return await self._request(Purpose.RESET, email, address)
 
-    async def reset_password(self, *, secret: str, new_password: str) -> None:
+    async def reset_password(
+        self, *, secret: str, new_password: str, key: Key | None = None
+    ) -> None:
         """
         Sets a password and ends every session; MailSecretInvalid unless the secret is good.
 
-        PasswordTooWeak leaves the secret good for another password.
+        PasswordTooWeak leaves the secret good for another password. The key again is
+        answered as before.
         """
         room, now = self._room, self._room.clock.now()
         async with room.database.connection() as conn:
             found = await emails.find_secret(conn, Purpose.RESET, digest(secret), now)
         # Before the hash: whoever guesses at secrets must not keep the threads busy.
-        if found is None or found.used_at is not None:
+        # Used by this very call, perhaps: with its key that is found out below.
+        if found is None or (found.used_at is not None and key is None):
             raise MailSecretInvalid
         require_acceptable(new_password, found.email, name="new_password")
         hashed = await room.passwords.hash(new_password)
+        revoked = Revocations([], [])
         async with room.database.transaction() as conn:
-            proved = await self._prove(conn, Purpose.RESET, Proof(secret), now)
-            if proved is None:
-                raise MailSecretInvalid
-            user = proved[1]
-            await emails.verify_address(conn, user.id, now)
-            revoked = await self._set_password(conn, user, hashed, now)
-            values = {"at": now.isoformat()}
-            changed = Mail("password_changed", user.email, values, about=user.id)
-            await enqueue(conn, changed, now)
+
+            async def effect() -> bool:
+                nonlocal revoked
+                proved = await self._prove(conn, Purpose.RESET, Proof(secret), now)
+                if proved is None:
+                    raise MailSecretInvalid
+                user = proved[1]
+                await emails.verify_address(conn, user.id, now)
+                revoked = await self._set_password(conn, user, hashed, now)
+                values = {"at": now.isoformat()}
+                changed = Mail("password_changed", user.email, values, about=user.id)
+                await enqueue(conn, changed, now)
+                return True
+
+            await idempotency.once(conn, KEYS, key, bool, effect, now=now)
         room.wake_relay()
         await room.announce(revoked)
 
@@ -183,6 +195,7 @@ class EmailService:
                     # password and sessions go. Whatever else lets in needs a verified address.
                     revoked = await self._set_password(conn, user, None, now)
                     await emails.verify_address(conn, user.id, now)
+                    await tell_of_change(conn, user, Change.UNPROVED_LOGIN_REMOVED, now)
                 try:
                     opened = await self._sessions.sign_in(conn, user.id, means, now)
                 except MfaRequired as refusal:
@@ -197,6 +210,7 @@ class EmailService:
                 again = replace(before.held, device=means.device)
                 held = await self._sessions.hold_back(conn, again)
         if revoked is not None:
+            self._room.wake_relay()
             await self._room.announce(revoked)
         await self._count(proof, means.address, good=opened is not None or held is not None)
         # A wrong code's count must commit, and that a right one is used up: refused only now.
@@ -237,35 +251,52 @@ class EmailService:
         self._room.wake_relay()
         return next_at
 
-    async def confirm_change(self, secret: str) -> User:
-        """Gives the account its new address; MailSecretInvalid, or EmailAlreadyTaken by now."""
+    async def confirm_change(self, secret: str, key: Key | None = None) -> User:
+        """
+        Gives the account its new address; MailSecretInvalid, or EmailAlreadyTaken by now.
+
+        The key again gets the first answer.
+        """
         now = self._room.clock.now()
+        ended: Sequence[UUID] = []
         async with self._room.database.transaction() as conn:
-            proved = await self._prove(conn, Purpose.CHANGE, Proof(secret), now)
-            if proved is None:
-                raise MailSecretInvalid
-            found, user = proved
-            asked = found.session_id
-            # Whoever asked was put out since: what they asked for goes with them.
-            if asked and withdrawn(await sessions.get_session(conn, asked)):
-                raise MailSecretInvalid
-            await emails.change_address(conn, user.id, found.email, now)
-            # What was mailed to the old address is in the old mailbox.
-            await emails.supersede(conn, user.id, now)
-            ended = await sessions.end_sessions(
-                conn,
-                user.id,
-                reason=EndReason.EMAIL_CHANGED,
-                by=f"user:{user.id}",
-                now=now,
-                spare=found.session_id,
-            )
-            for to in dict.fromkeys((user.email, found.email)):
-                values = {"at": now.isoformat()}
-                await enqueue(conn, Mail("email_changed", to, values, about=user.id), now)
+
+            async def effect() -> User:
+                nonlocal ended
+                proved = await self._prove(conn, Purpose.CHANGE, Proof(secret), now)
+                if proved is None:
+                    raise MailSecretInvalid
+                found, user = proved
+                ended = await self._change(conn, found, user, now)
+                return replace(user, email=found.email, email_verified_at=now)
+
+            user = await idempotency.once(conn, KEYS, key, User, effect, now=now)
         self._room.wake_relay()
         await self._room.announce(Revocations(ended, []))
-        return replace(user, email=found.email, email_verified_at=now)
+        return user
+
+    async def _change(
+        self, conn: Connection, found: MailedSecret, user: User, now: datetime
+    ) -> Sequence[UUID]:
+        """Changes the address and tells both; returns the sessions that this ended."""
+        asked = found.session_id
+        # Whoever asked was put out since: what they asked for goes with them.
+        if asked and withdrawn(await sessions.get_session(conn, asked)):
+            raise MailSecretInvalid
+        await emails.change_address(conn, user.id, found.email, now)
+        # What was mailed to the old address is in the old mailbox.
+        await emails.supersede(conn, user.id, now)
+        for to in dict.fromkeys((user.email, found.email)):
+            values = {"at": now.isoformat()}
+            await enqueue(conn, Mail("email_changed", to, values, about=user.id), now)
+        return await sessions.end_sessions(
+            conn,
+            user.id,
+            reason=EndReason.EMAIL_CHANGED,
+            by=f"user:{user.id}",
+            now=now,
+            spare=found.session_id,
+        )
 
     async def _request(self, purpose: Purpose, email: str, address: str | None) -> datetime:
         """Mails to whoever has the address; the time of the answer does not tell whether any."""

@@ -8,8 +8,9 @@ from chassis import outbox
 from chassis.callers import Caller
 from chassis.ids import uuid7
 from chassis.postgres import Connection
-from chassis.refusals import AccessDenied, Conflict
+from chassis.refusals import Conflict
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
 from services.auth.domain.lifecycle import (
     EXPORTED_RECORDS,
     Export,
@@ -22,6 +23,7 @@ from services.auth.domain.users import Role, User
 from services.auth.errors import LastAdmin, UserNotFound
 from services.auth.service import mail
 from services.auth.service.accounts import USAGE
+from services.auth.service.administrators import lock_admins
 from services.auth.service.mail import Mail
 from services.auth.service.room import ROOM, Room
 from services.auth.service.step_up import require_fresh
@@ -114,11 +116,10 @@ class LifecycleService:
         data: dict[str, Any] = {}
         omitted: dict[str, int] = {}
         async with self._room.database.transaction() as conn:
-            if caller.user_id != user_id and caller.user_id not in await users.lock_admins(
-                conn, now
-            ):
-                raise AccessDenied
-            require_fresh(caller, await _get_living(conn, caller.user_id), now)
+            if caller.user_id == user_id:
+                require_fresh(caller, await _get_living(conn, user_id), now)
+            else:
+                await lock_admins(conn, caller, now)
             account = await lifecycle.export_account(conn, user_id)
             if account is None:
                 raise UserNotFound
@@ -138,7 +139,7 @@ class LifecycleService:
                     conn,
                     log_id=uuid7(now),
                     actor=caller.key,
-                    action="export_user_data",
+                    action=Action.EXPORT_USER_DATA,
                     target=user_id,
                     details={},
                     now=now,

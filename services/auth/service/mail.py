@@ -7,6 +7,8 @@ from uuid import UUID
 
 from chassis import outbox
 from chassis.postgres import Connection
+from services.auth.domain.emails import Change
+from services.auth.domain.users import User
 from services.auth.service.room import ROOM
 
 MAIL = "mail"
@@ -38,3 +40,9 @@ async def enqueue(conn: Connection, mail: Mail, now: datetime) -> None:
         "about": str(mail.about),
     }
     await outbox.enqueue(conn, ROOM, MAIL, payload, [SMTP], now=now)
+
+
+async def tell_of_change(conn: Connection, user: User, change: Change, now: datetime) -> None:
+    """Tells the owner what changed in how one signs in (OWASP ASVS 5.0, 6.3.7)."""
+    values = {"change": change.value, "at": now.isoformat()}
+    await enqueue(conn, Mail("sign_in_methods_changed", user.email, values, about=user.id), now)

@@ -15,8 +15,9 @@ from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
-from chassis.refusals import AccessDenied
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
+from services.auth.domain.emails import Change
 from services.auth.domain.mfa import (
     ENROLMENT_LIFE,
     RECOVERY_CODES,
@@ -35,7 +36,8 @@ from services.auth.errors import (
     TotpAlreadyEnrolled,
     UserNotFound,
 )
-from services.auth.service.mail import Mail, enqueue
+from services.auth.service.administrators import lock_admins
+from services.auth.service.mail import Mail, enqueue, tell_of_change
 from services.auth.service.room import KEYS, Room
 from services.auth.service.step_up import require_fresh, require_verified
 from services.auth.store import admin_logs, emails, mfa, sessions, users
@@ -131,7 +133,7 @@ class MfaService:
             user = await own(conn, caller)
             require_fresh(caller, user, now)
             if await mfa.delete_totp(conn, user.id):
-                await self.removed(conn, user, now)
+                await self.removed(conn, user, Change.APP_REMOVED, now)
         self._room.wake_relay()
 
     async def regenerate_recovery_codes(self, caller: Caller, key: Key | None) -> Sequence[str]:
@@ -144,9 +146,11 @@ class MfaService:
             async def effect() -> list[UUID]:
                 if not await mfa.has_factor(conn, user.id):
                     raise MfaNotEnrolled
+                await tell_of_change(conn, user, Change.CODES_REPLACED, now)
                 return await self._replace_codes(conn, user, now)
 
             codes = await idempotency.once(conn, KEYS, key, list[UUID], effect, now=now)
+        self._room.wake_relay()
         return self.spell(codes)
 
     async def list_factors(
@@ -168,7 +172,7 @@ class MfaService:
         async with self._room.database.transaction() as conn:
 
             async def effect() -> User:
-                await self._require_fresh_admin(conn, caller, now)
+                await lock_admins(conn, caller, now)
                 user = await users.lock_user(conn, user_id)
                 if user is None:
                     raise UserNotFound
@@ -182,7 +186,7 @@ class MfaService:
                     conn,
                     log_id=uuid7(now),
                     actor=caller.key,
-                    action="reset_mfa",
+                    action=Action.RESET_MFA,
                     target=user_id,
                     details={"reason": reason},
                     now=now,
@@ -211,6 +215,8 @@ class MfaService:
         if not session:
             raise SessionEnded(metadata={"end_reason": ""})
         if user.mfa_enabled_at is not None:
+            change = Change.APP_ADDED if amr == "otp" else Change.PASSKEY_ADDED
+            await tell_of_change(conn, user, change, now)
             return Added([], [])
         await users.set_mfa_enabled(conn, user.id, now)
         ended = await sessions.end_sessions(
@@ -226,9 +232,11 @@ class MfaService:
         await enqueue(conn, Mail("mfa_enabled", user.email, about=user.id), now)
         return Added(await self._replace_codes(conn, user, now), ended)
 
-    async def removed(self, conn: Connection, user: User, now: datetime) -> None:
-        """Switches the second step off if the factor just removed was the last one."""
-        if not await mfa.has_factor(conn, user.id):
+    async def removed(self, conn: Connection, user: User, change: Change, now: datetime) -> None:
+        """Tells of a factor just removed; if it was the last one the second step is off."""
+        if await mfa.has_factor(conn, user.id):
+            await tell_of_change(conn, user, change, now)
+        else:
             await mfa.delete_factors(conn, user.id)
             await self._switch_off(conn, user, now)
 
@@ -261,14 +269,6 @@ class MfaService:
         if user.mfa_enabled_at is not None:
             await users.set_mfa_enabled(conn, user.id, None)
             await enqueue(conn, Mail("mfa_disabled", user.email, about=user.id), now)
-
-    async def _require_fresh_admin(self, conn: Connection, caller: Caller, now: datetime) -> None:
-        # Locked first, as every administration does: one demoted or banned meanwhile acts no more.
-        admins = await users.lock_admins(conn, now)
-        admin = await users.get_user(conn, caller.user_id) if caller.user_id in admins else None
-        if admin is None:
-            raise AccessDenied
-        require_fresh(caller, admin, now)
 
     def _seal(self, user_id: UUID, secret: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)

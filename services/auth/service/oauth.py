@@ -12,6 +12,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.refusals import InvalidRequest
 from services.auth.domain.admin import UserState, state_of
+from services.auth.domain.emails import Change
 from services.auth.domain.oauth import (
     FLOW_LIFE,
     Answer,
@@ -41,11 +42,11 @@ from services.auth.errors import (
 from services.auth.providers import Providers
 from services.auth.service.accounts import AccountService
 from services.auth.service.attempts import count_call
-from services.auth.service.mail import Mail, enqueue
+from services.auth.service.mail import Mail, enqueue, tell_of_change
 from services.auth.service.room import Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.step_up import require_fresh, require_living, require_verified
-from services.auth.store import oauth, users
+from services.auth.store import emails, oauth, users
 
 # Once a flow is used nobody can send its call again: better to wait longer than usual for a row.
 PATIENCE_MS = 8_000
@@ -173,12 +174,15 @@ class OAuthService:
         user = await self._fresh(caller)
         async with self._room.database.transaction(lock_ms=PATIENCE_MS) as conn:
             # Two that unlink at once must each see what the other left.
-            await self._lock(conn, user.id)
+            user = await self._lock(conn, user.id)
             if not await oauth.delete_identity(conn, user.id, identity_id):
                 return
             if not await oauth.can_sign_in(conn, user.id):
                 raise LastSignInMethod
             await oauth.name_first_identity(conn, user.id)
+            now = self._room.clock.now()
+            await tell_of_change(conn, user, Change.IDENTITY_UNLINKED, now)
+        self._room.wake_relay()
 
     async def _start(
         self, name: str, redirect_uri: str, purpose: Purpose, user_id: UUID | None
@@ -251,7 +255,7 @@ class OAuthService:
             )
             await oauth.insert_identity(conn, uuid7(now), user.id, proof, now)
             await oauth.name_first_identity(conn, user.id)
-            await oauth.set_email_verified(conn, user.id, now)
+            await emails.verify_address(conn, user.id, now)
             return await self._sessions.sign_in(conn, user.id, means, now)
 
     async def _fresh(self, caller: Caller) -> User:

@@ -29,6 +29,7 @@ from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.postgres import Connection
 from chassis.revocations import Revocations
+from services.auth.domain.emails import Change
 from services.auth.domain.mfa import CHALLENGE_LIFE, Purpose
 from services.auth.domain.passkeys import MOST_PASSKEYS, Passkey, challenge_of, row_of
 from services.auth.domain.sessions import Acr
@@ -137,7 +138,7 @@ class PasskeyService:
             async def effect() -> bool:
                 if not await passkeys.delete_passkey(conn, user.id, passkey_id):
                     raise PasskeyNotFound
-                await self._factors.removed(conn, user, now)
+                await self._factors.removed(conn, user, Change.PASSKEY_REMOVED, now)
                 return True
 
             await idempotency.once(conn, KEYS, key, bool, effect, now=now)

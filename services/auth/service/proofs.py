@@ -9,6 +9,7 @@ from chassis.callers import Caller
 from chassis.errors import Refusal
 from chassis.postgres import Connection
 from chassis.refusals import TooManyAttempts
+from services.auth.domain.emails import Change
 from services.auth.domain.mfa import Purpose, read_challenge
 from services.auth.domain.sessions import Acr, Means
 from services.auth.domain.users import User
@@ -20,6 +21,7 @@ from services.auth.errors import (
     StepUpRequired,
 )
 from services.auth.service.attempts import Attempts
+from services.auth.service.mail import tell_of_change
 from services.auth.service.mfa import MfaService, own
 from services.auth.service.passkeys import PasskeyService
 from services.auth.service.room import Room
@@ -132,6 +134,7 @@ class ProofService:
         if opened is None:
             await guess.failed()
             raise judged if isinstance(judged, Refusal) else MfaChallengeInvalid
+        self._room.wake_relay()
         return opened
 
     async def sign_in_with_passkey(self, credential: str, means: Means) -> tuple[Tokens, User]:
@@ -169,6 +172,7 @@ class ProofService:
         if tokens is None:
             await guess.failed()
             raise judged if isinstance(judged, Refusal) else MfaCodeInvalid
+        self._room.wake_relay()
         return tokens
 
     def _guess(self, proof: Proof, user_id: UUID | None, address: str | None) -> "_Guess":
@@ -224,6 +228,8 @@ class ProofService:
             case ProofKind.RECOVERY:
                 right = await self._factors.take_recovery_code(conn, user.id, proof.text, now)
                 method = "recovery"
+                if right:
+                    await tell_of_change(conn, user, Change.CODE_USED, now)
         return method if right else MfaCodeInvalid()
 
 

@@ -4,12 +4,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from chassis import idempotency
+from chassis.callers import Caller
 from chassis.idempotency import Key
 from chassis.ids import uuid7
+from chassis.postgres import Connection
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
 from services.auth.domain.signing_keys import last_needed
+from services.auth.service.administrators import lock_admins
 from services.auth.service.room import KEYS, Room
 from services.auth.store import admin_logs, signing_keys
+from services.auth.store.signing_keys import StoredKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,37 +33,46 @@ class KeyService:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    async def rotate(self, *, reason: str, actor: str, key: Key | None) -> Rotation:
-        """Makes the next key unless one waits to sign already, and logs it."""
+    async def rotate(
+        self, *, reason: str, caller: Caller, key: Key | None, withdraw: bool = False
+    ) -> Rotation:
+        """
+        Makes the next key unless one waits to sign already, and logs it.
+
+        With `withdraw` it signs now, and every key before it ends now with the tokens it
+        signed. AccessDenied for a user who is no administrator any more, StepUpRequired
+        for one without a fresh proof of who is there.
+        """
         room = self._room
         now = room.clock.now()
-        activates = now + room.policy.key_delay
+        activates = now if withdraw else now + room.policy.key_delay
         made = room.signer.make()
         async with room.database.transaction() as conn:
 
             async def effect() -> Rotation:
-                created = await signing_keys.retire_signing_key(
-                    conn,
-                    retired_at=activates,
-                    expires_at=last_needed(activates, room.policy.access_token),
-                    now=now,
-                )
-                if created:
-                    await signing_keys.insert_signing_key(
+                await lock_admins(conn, caller, now)
+                details = {"kid": made.plan.kid, "reason": reason}
+                if withdraw:
+                    ended = await signing_keys.withdraw_signing_keys(conn, now)
+                    details["withdrawn"] = " ".join(ended)
+                    free = bool(ended)
+                else:
+                    free = await signing_keys.retire_signing_key(
                         conn,
-                        kid=made.plan.kid,
-                        public_key=made.public_key,
-                        sealed=made.sealed,
+                        retired_at=activates,
+                        expires_at=last_needed(activates, room.policy.access_token),
                         now=now,
-                        activates_at=activates,
                     )
+                # Else somebody else's rotation was first, whose key is answered.
+                created = free and await self._insert(conn, made, activates, now)
+                if created:
                     await admin_logs.insert_admin_log(
                         conn,
                         log_id=uuid7(now),
-                        actor=actor,
-                        action="rotate_signing_keys",
+                        actor=caller.key,
+                        action=Action.ROTATE_SIGNING_KEYS,
                         target=None,
-                        details={"kid": made.plan.kid, "reason": reason},
+                        details=details,
                         now=now,
                     )
                 newest = await signing_keys.newest_plan(conn)
@@ -69,3 +83,15 @@ class KeyService:
         # Carries no revocation: it wakes the other replicas.
         await room.announce(Revocations([], []))
         return rotation
+
+    async def _insert(
+        self, conn: Connection, made: StoredKey, activates: datetime, now: datetime
+    ) -> bool:
+        return await signing_keys.insert_signing_key(
+            conn,
+            kid=made.plan.kid,
+            public_key=made.public_key,
+            sealed=made.sealed,
+            now=now,
+            activates_at=activates,
+        )

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from chassis.callers import Caller
 from chassis.ids import uuid7
 from chassis.revocations import Revocations
+from services.auth.domain.admin_logs import Action
 from services.auth.domain.session_list import ListedSession, Shown, show
 from services.auth.domain.sessions import EndReason, over
 from services.auth.errors import SessionEnded, SessionNotFound
+from services.auth.service.administrators import lock_admins
 from services.auth.service.room import Room
 from services.auth.store import admin_logs, session_list, sessions, users
 
@@ -61,22 +64,29 @@ class SessionListService:
             raise SessionNotFound
         return self._shown(named, now)
 
-    async def revoke(
-        self, user_id: UUID, session_id: UUID, *, by_owner: bool, actor: str, why: str
-    ) -> Shown:
-        """Ends a session, once; the admin log has it if the owner did not do it."""
-        now = self._room.clock.now()
+    async def revoke(self, user_id: UUID, session_id: UUID, *, caller: Caller, why: str) -> Shown:
+        """
+        Ends a session, once; the admin log has it if the owner did not do it.
+
+        AccessDenied for somebody else who is no administrator any more, StepUpRequired
+        for one without a fresh proof of who is there.
+        """
+        now, by_owner = self._room.clock.now(), caller.user_id == user_id
         reason = EndReason.REVOKED if by_owner else EndReason.ADMIN
         async with self._room.database.transaction() as conn:
+            if not by_owner:
+                await lock_admins(conn, caller, now)
             if await session_list.find_session(conn, user_id, session_id) is None:
                 raise SessionNotFound
-            ended = await sessions.end_session(conn, session_id, reason=reason, by=actor, now=now)
+            ended = await sessions.end_session(
+                conn, session_id, reason=reason, by=caller.key, now=now
+            )
             if ended and not by_owner:
                 await admin_logs.insert_admin_log(
                     conn,
                     log_id=uuid7(now),
-                    actor=actor,
-                    action="revoke_session",
+                    actor=caller.key,
+                    action=Action.REVOKE_SESSION,
                     target=user_id,
                     details={"session_id": str(session_id), "reason": why},
                     now=now,

@@ -17,7 +17,8 @@ from services.auth.keys import Signer, make_key, open_key, public_jwk
 from services.auth.store import signing_keys
 from services.auth.store.signing_keys import StoredKey
 
-REFRESH_SECONDS = 5.0
+# As soon as a revocation, at the latest: a withdrawn key must neither sign nor be published.
+REFRESH_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
@@ -81,7 +82,7 @@ class SigningKeys:
         self._wake.set()
 
     async def run(self) -> None:
-        """Loads the keys every few seconds until cancelled; what it has serves meanwhile."""
+        """Loads the keys every second until cancelled; what it has serves meanwhile."""
         while True:
             self._wake.clear()
             try:

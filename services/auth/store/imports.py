@@ -8,6 +8,7 @@ from uuid import UUID
 
 from chassis.ids import uuid7
 from chassis.postgres import Connection
+from services.auth.domain.admin_logs import Action
 from services.auth.domain.users import Role
 
 
@@ -80,7 +81,7 @@ async def log_roles(
     """Adds an entry to the admin log for each account and the role it came with."""
     await conn.execute(
         "INSERT INTO admin_logs (id, actor, action, target_user_id, details, created_at)"
-        " SELECT id, $4, 'import_user', target, jsonb_build_object('role', role), $5"
+        f" SELECT id, $4, '{Action.IMPORT_USER}', target, jsonb_build_object('role', role), $5"
         " FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS new (id, target, role)",
         [uuid7(now) for _ in rows],
         [row.id for row in rows],

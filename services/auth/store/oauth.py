@@ -115,10 +115,6 @@ async def name_first_identity(conn: Connection, user_id: UUID) -> None:
     )
 
 
-async def set_email_verified(conn: Connection, user_id: UUID, now: datetime) -> None:
-    await conn.execute("UPDATE users SET email_verified_at = $2 WHERE id = $1", user_id, now)
-
-
 async def list_identities(
     conn: Connection, user_id: UUID, *, before: UUID | None, limit: int
 ) -> list[Identity]:

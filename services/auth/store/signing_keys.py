@@ -62,6 +62,18 @@ async def retire_signing_key(
     )
 
 
+async def withdraw_signing_keys(conn: Connection, now: datetime) -> Sequence[str]:
+    """Ends every key that is published, those that wait as well; returns their ids."""
+    # A rotation under way holds this row; the key that it makes is seen by the next statement.
+    await conn.execute("SELECT FROM signing_keys WHERE retired_at IS NULL FOR NO KEY UPDATE")
+    rows = await conn.fetch(
+        "UPDATE signing_keys SET retired_at = least(retired_at, $1), expires_at = $1"
+        " WHERE expires_at IS NULL OR expires_at > $1 RETURNING kid",
+        now,
+    )
+    return [row["kid"] for row in rows]
+
+
 async def newest_plan(conn: Connection) -> KeyPlan:
     """Returns the key that has no successor."""
     row = await conn.fetchrow(f"SELECT {_PLAN} FROM signing_keys WHERE retired_at IS NULL")

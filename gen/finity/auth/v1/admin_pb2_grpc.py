@@ -87,7 +87,9 @@ class AdminServiceServicer:
         """Keeps a user out, for good or until a time, and ends every session and
         access token the user has, also those the user opened as an impersonator.
         A ban that is over lets the user in again by itself. Banning again replaces
-        reason and end. Nobody bans itself or the last administrator.
+        reason and end. Nobody bans itself or the last administrator. An administrator
+        needs a fresh proof of who it is (STEP_UP_REQUIRED); a service bans no
+        administrator (ROLE_NOT_GRANTABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +97,8 @@ class AdminServiceServicer:
 
     def UnbanUser(self, request, context):
         """Lets a banned user in again; its sessions stay ended. For a user who is not
-        banned it changes nothing.
+        banned it changes nothing. An administrator needs a fresh proof of who it is
+        (STEP_UP_REQUIRED); a service lets no administrator in (ROLE_NOT_GRANTABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +106,8 @@ class AdminServiceServicer:
 
     def RevokeUserSessions(self, request, context):
         """Ends every session and access token of a user, also those the user opened
-        as an impersonator. The user may log in again at once.
+        as an impersonator. The user may log in again at once. Needs a fresh proof of
+        who the caller is (STEP_UP_REQUIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

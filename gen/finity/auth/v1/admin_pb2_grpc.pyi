@@ -27,15 +27,19 @@ class AdminServiceStub:
     """Keeps a user out, for good or until a time, and ends every session and
     access token the user has, also those the user opened as an impersonator.
     A ban that is over lets the user in again by itself. Banning again replaces
-    reason and end. Nobody bans itself or the last administrator.
+    reason and end. Nobody bans itself or the last administrator. An administrator
+    needs a fresh proof of who it is (STEP_UP_REQUIRED); a service bans no
+    administrator (ROLE_NOT_GRANTABLE).
     """
     UnbanUser: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnbanUserRequest, _admin_pb2.UnbanUserResponse]
     """Lets a banned user in again; its sessions stay ended. For a user who is not
-    banned it changes nothing.
+    banned it changes nothing. An administrator needs a fresh proof of who it is
+    (STEP_UP_REQUIRED); a service lets no administrator in (ROLE_NOT_GRANTABLE).
     """
     RevokeUserSessions: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeUserSessionsRequest, _admin_pb2.RevokeUserSessionsResponse]
     """Ends every session and access token of a user, also those the user opened
-    as an impersonator. The user may log in again at once.
+    as an impersonator. The user may log in again at once. Needs a fresh proof of
+    who the caller is (STEP_UP_REQUIRED).
     """
     ImpersonateUser: _aio.UnaryUnaryMultiCallable[_admin_pb2.ImpersonateUserRequest, _admin_pb2.ImpersonateUserResponse]
     """Opens a session in which the caller acts as a user, to see what the user
@@ -77,7 +81,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Keeps a user out, for good or until a time, and ends every session and
         access token the user has, also those the user opened as an impersonator.
         A ban that is over lets the user in again by itself. Banning again replaces
-        reason and end. Nobody bans itself or the last administrator.
+        reason and end. Nobody bans itself or the last administrator. An administrator
+        needs a fresh proof of who it is (STEP_UP_REQUIRED); a service bans no
+        administrator (ROLE_NOT_GRANTABLE).
         """
 
     @_abc_1.abstractmethod
@@ -87,7 +93,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_pb2.UnbanUserRequest, _abc.Awaitable[_admin_pb2.UnbanUserResponse]],
     ) -> _abc.Awaitable[_admin_pb2.UnbanUserResponse]:
         """Lets a banned user in again; its sessions stay ended. For a user who is not
-        banned it changes nothing.
+        banned it changes nothing. An administrator needs a fresh proof of who it is
+        (STEP_UP_REQUIRED); a service lets no administrator in (ROLE_NOT_GRANTABLE).
         """
 
     @_abc_1.abstractmethod
@@ -97,7 +104,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_pb2.RevokeUserSessionsRequest, _abc.Awaitable[_admin_pb2.RevokeUserSessionsResponse]],
     ) -> _abc.Awaitable[_admin_pb2.RevokeUserSessionsResponse]:
         """Ends every session and access token of a user, also those the user opened
-        as an impersonator. The user may log in again at once.
+        as an impersonator. The user may log in again at once. Needs a fresh proof of
+        who the caller is (STEP_UP_REQUIRED).
         """
 
     @_abc_1.abstractmethod

@@ -137,8 +137,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ADMIN_NOT_IMPERSONABLE: _ErrorReason.ValueType  # 94
     """FAILED_PRECONDITION: an administrator cannot be impersonated."""
     ERROR_REASON_ROLE_NOT_GRANTABLE: _ErrorReason.ValueType  # 95
-    """PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, unless there
-    is no administrator at all; one of them has to do it.
+    """PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, be it by a ban
+    or the end of one, unless there is no administrator at all; one of them has to do it.
     """
     ERROR_REASON_MAIL_SECRET_INVALID: _ErrorReason.ValueType  # 20
     """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
@@ -265,8 +265,8 @@ ERROR_REASON_IMPERSONATION_DENIED: ErrorReason.ValueType  # 93
 ERROR_REASON_ADMIN_NOT_IMPERSONABLE: ErrorReason.ValueType  # 94
 """FAILED_PRECONDITION: an administrator cannot be impersonated."""
 ERROR_REASON_ROLE_NOT_GRANTABLE: ErrorReason.ValueType  # 95
-"""PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, unless there
-is no administrator at all; one of them has to do it.
+"""PERMISSION_DENIED: a service neither gives nor takes the role of an administrator, be it by a ban
+or the end of one, unless there is no administrator at all; one of them has to do it.
 """
 ERROR_REASON_MAIL_SECRET_INVALID: ErrorReason.ValueType  # 20
 """UNAUTHENTICATED: the link or code of a mail is wrong, used, expired or replaced by a newer one."""
@@ -1004,6 +1004,12 @@ class ListRevocationsResponse(_message.Message):
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     USERS_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    KEYS_VERSION_FIELD_NUMBER: _builtins.int
+    keys_version: _builtins.str
+    """Names the set of keys that auth publishes: the first 16 hex digits of the
+    SHA-256 over their ids, sorted and separated by spaces. Whoever keeps others
+    loads them again (GetSigningKeys).
+    """
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sessions that ended."""
@@ -1022,10 +1028,11 @@ class ListRevocationsResponse(_message.Message):
         session_ids: _abc.Iterable[_builtins.str] | None = ...,
         users: _abc.Iterable[Global___UserRevocation] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        keys_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "session_ids", b"session_ids", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "keys_version", b"keys_version", "session_ids", b"session_ids", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,9 +105,11 @@ class DeviceServiceServicer:
 
     def ApproveDeviceLogin(self, request, context):
         """Lets the device log in as the caller. Whoever approves first wins; repeating
-        it changes nothing. The device's session counts as authenticated when and
-        as strongly as the caller was, never more; an account with a second factor
-        needs it here (STEP_UP_REQUIRED). The caller is told by mail.
+        it changes nothing. The device's session counts as authenticated as strongly
+        as the caller was, never more, and always too long ago for sensitive methods:
+        the device must prove by itself who is there (StepUp). The approval needs
+        such a proof as well, with a second factor if the account has one
+        (STEP_UP_REQUIRED). The caller is told by mail.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

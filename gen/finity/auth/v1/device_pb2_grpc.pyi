@@ -42,9 +42,11 @@ class DeviceServiceStub:
     """
     ApproveDeviceLogin: _aio.UnaryUnaryMultiCallable[_device_pb2.ApproveDeviceLoginRequest, _device_pb2.ApproveDeviceLoginResponse]
     """Lets the device log in as the caller. Whoever approves first wins; repeating
-    it changes nothing. The device's session counts as authenticated when and
-    as strongly as the caller was, never more; an account with a second factor
-    needs it here (STEP_UP_REQUIRED). The caller is told by mail.
+    it changes nothing. The device's session counts as authenticated as strongly
+    as the caller was, never more, and always too long ago for sensitive methods:
+    the device must prove by itself who is there (StepUp). The approval needs
+    such a proof as well, with a second factor if the account has one
+    (STEP_UP_REQUIRED). The caller is told by mail.
     """
     DenyDeviceLogin: _aio.UnaryUnaryMultiCallable[_device_pb2.DenyDeviceLoginRequest, _device_pb2.DenyDeviceLoginResponse]
     """Refuses the device, whose next poll is DEVICE_DENIED. Repeating it changes
@@ -103,9 +105,11 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_device_pb2.ApproveDeviceLoginRequest, _abc.Awaitable[_device_pb2.ApproveDeviceLoginResponse]],
     ) -> _abc.Awaitable[_device_pb2.ApproveDeviceLoginResponse]:
         """Lets the device log in as the caller. Whoever approves first wins; repeating
-        it changes nothing. The device's session counts as authenticated when and
-        as strongly as the caller was, never more; an account with a second factor
-        needs it here (STEP_UP_REQUIRED). The caller is told by mail.
+        it changes nothing. The device's session counts as authenticated as strongly
+        as the caller was, never more, and always too long ago for sensitive methods:
+        the device must prove by itself who is there (StepUp). The approval needs
+        such a proof as well, with a second factor if the account has one
+        (STEP_UP_REQUIRED). The caller is told by mail.
         """
 
     @_abc_1.abstractmethod

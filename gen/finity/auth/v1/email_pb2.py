@@ -29,7 +29,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66inity/auth/v1/email.proto\x12\x0e\x66inity.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66inity/auth/v1/auth.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"!\n\x1fRequestEmailVerificationRequest\"V\n RequestEmailVerificationResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9c\x02\n\x12VerifyEmailRequest\x12\x31\n\x06secret\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^([A-Za-z0-9_-]{32})?$\xb8\xbb\x18\x01\x12\x1c\n\x05\x65mail\x18\x02 \x01(\tB\r\xbaH\nr\x05\x18\xfe\x01`\x01\xd8\x01\x01\x12&\n\x04\x63ode\x18\x03 \x01(\tB\x18\xbaH\x11r\x0f\x32\r^([0-9]{6})?$\xb8\xbb\x18\x01:\x8c\x01\xbaH\x88\x01\x1a\x85\x01\n\x1bverify_email.secret_or_code\x12(send the secret alone, or email and code\x1a<(this.secret != \'\') != (this.email != \'\' && this.code != \'\')\"\x15\n\x13VerifyEmailResponse\"8\n\x1bRequestPasswordResetRequest\x12\x19\n\x05\x65mail\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\"R\n\x1cRequestPasswordResetResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"l\n\x14ResetPasswordRequest\x12.\n\x06secret\x18\x01 \x01(\tB\x1e\xbaH\x17r\x15\x32\x13^[A-Za-z0-9_-]{32}$\xb8\xbb\x18\x01\x12$\n\x0cnew_password\x18\x02 \x01(\tB\x0e\xbaH\x07r\x05\x10\x08\x18\x80\x01\xb8\xbb\x18\x01\"\x17\n\x15ResetPasswordResponse\"1\n\x14RequestSignInRequest\x12\x19\n\x05\x65mail\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\"K\n\x15RequestSignInResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe9\x02\n\rSignInRequest\x12\x31\n\x06secret\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^([A-Za-z0-9_-]{32})?$\xb8\xbb\x18\x01\x12\x1c\n\x05\x65mail\x18\x02 \x01(\tB\r\xbaH\nr\x05\x18\xfe\x01`\x01\xd8\x01\x01\x12&\n\x04\x63ode\x18\x03 \x01(\tB\x18\xbaH\x11r\x0f\x32\r^([0-9]{6})?$\xb8\xbb\x18\x01\x12&\n\x06\x64\x65vice\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^\\P{Cc}{0,100}$\x12-\n\x0fidempotency_key\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$:\x87\x01\xbaH\x83\x01\x1a\x80\x01\n\x16sign_in.secret_or_code\x12(send the secret alone, or email and code\x1a<(this.secret != \'\') != (this.email != \'\' && this.code != \'\')\"c\n\x0eSignInResponse\x12-\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.finity.auth.v1.SessionTokens\x12\"\n\x04user\x18\x02 \x01(\x0b\x32\x14.finity.auth.v1.User\"i\n\x19RequestEmailChangeRequest\x12\x1d\n\tnew_email\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\"P\n\x1aRequestEmailChangeResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x19\x43onfirmEmailChangeRequest\x12.\n\x06secret\x18\x01 \x01(\tB\x1e\xbaH\x17r\x15\x32\x13^[A-Za-z0-9_-]{32}$\xb8\xbb\x18\x01\"@\n\x1a\x43onfirmEmailChangeResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.finity.auth.v1.User\"\xd3\x01\n\x11NotifyUserRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\x12\x39\n\x0fusage_threshold\x18\x03 \x01(\x0b\x32\x1e.finity.auth.v1.UsageThresholdH\x00\x42\x0f\n\x06notice\x12\x05\xbaH\x02\x08\x01\"\x91\x01\n\x0eUsageThreshold\x12\x30\n\x05month\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[0-9]{4}-(0[1-9]|1[0-2])$\x12\x1a\n\x07percent\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x15\n\x04used\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1a\n\tavailable\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\"\n\x12NotifyUserResponse\x12\x0c\n\x04sent\x18\x01 \x01(\x08\x32\xf2\t\n\x0c\x45mailService\x12\xb0\x01\n\x18RequestEmailVerification\x12/.finity.auth.v1.RequestEmailVerificationRequest\x1a\x30.finity.auth.v1.RequestEmailVerificationResponse\"1\xaa\xbb\x18\x05\n\x01\x02\x10\x01\x82\xd3\xe4\x93\x02\"\"\x1d/v1/email:requestVerification:\x01*\x12z\n\x0bVerifyEmail\x12\".finity.auth.v1.VerifyEmailRequest\x1a#.finity.auth.v1.VerifyEmailResponse\"\"\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x15\"\x10/v1/email:verify:\x01*\x12\x9e\x01\n\x14RequestPasswordReset\x12+.finity.auth.v1.RequestPasswordResetRequest\x1a,.finity.auth.v1.RequestPasswordResetResponse\"+\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/password:requestReset:\x01*\x12\x82\x01\n\rResetPassword\x12$.finity.auth.v1.ResetPasswordRequest\x1a%.finity.auth.v1.ResetPasswordResponse\"$\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x17\"\x12/v1/password:reset:\x01*\x12\x8a\x01\n\rRequestSignIn\x12$.finity.auth.v1.RequestSignInRequest\x1a%.finity.auth.v1.RequestSignInResponse\",\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/sessions:requestSignIn:\x01*\x12n\n\x06SignIn\x12\x1d.finity.auth.v1.SignInRequest\x1a\x1e.finity.auth.v1.SignInResponse\"%\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x18\"\x13/v1/sessions:signIn:\x01*\x12\x98\x01\n\x12RequestEmailChange\x12).finity.auth.v1.RequestEmailChangeRequest\x1a*.finity.auth.v1.RequestEmailChangeResponse\"+\xaa\xbb\x18\x05\n\x01\x02\x10\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/email:requestChange:\x01*\x12\x96\x01\n\x12\x43onfirmEmailChange\x12).finity.auth.v1.ConfirmEmailChangeRequest\x1a*.finity.auth.v1.ConfirmEmailChangeResponse\")\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/email:confirmChange:\x01*\x12\\\n\nNotifyUser\x12!.finity.auth.v1.NotifyUserRequest\x1a\".finity.auth.v1.NotifyUserResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66inity/auth/v1/email.proto\x12\x0e\x66inity.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66inity/auth/v1/auth.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"!\n\x1fRequestEmailVerificationRequest\"V\n RequestEmailVerificationResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9c\x02\n\x12VerifyEmailRequest\x12\x31\n\x06secret\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^([A-Za-z0-9_-]{32})?$\xb8\xbb\x18\x01\x12\x1c\n\x05\x65mail\x18\x02 \x01(\tB\r\xbaH\nr\x05\x18\xfe\x01`\x01\xd8\x01\x01\x12&\n\x04\x63ode\x18\x03 \x01(\tB\x18\xbaH\x11r\x0f\x32\r^([0-9]{6})?$\xb8\xbb\x18\x01:\x8c\x01\xbaH\x88\x01\x1a\x85\x01\n\x1bverify_email.secret_or_code\x12(send the secret alone, or email and code\x1a<(this.secret != \'\') != (this.email != \'\' && this.code != \'\')\"\x15\n\x13VerifyEmailResponse\"8\n\x1bRequestPasswordResetRequest\x12\x19\n\x05\x65mail\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\"R\n\x1cRequestPasswordResetResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9b\x01\n\x14ResetPasswordRequest\x12.\n\x06secret\x18\x01 \x01(\tB\x1e\xbaH\x17r\x15\x32\x13^[A-Za-z0-9_-]{32}$\xb8\xbb\x18\x01\x12$\n\x0cnew_password\x18\x02 \x01(\tB\x0e\xbaH\x07r\x05\x10\x08\x18\x80\x01\xb8\xbb\x18\x01\x12-\n\x0fidempotency_key\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\"\x17\n\x15ResetPasswordResponse\"1\n\x14RequestSignInRequest\x12\x19\n\x05\x65mail\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\"K\n\x15RequestSignInResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe9\x02\n\rSignInRequest\x12\x31\n\x06secret\x18\x01 \x01(\tB!\xbaH\x1ar\x18\x32\x16^([A-Za-z0-9_-]{32})?$\xb8\xbb\x18\x01\x12\x1c\n\x05\x65mail\x18\x02 \x01(\tB\r\xbaH\nr\x05\x18\xfe\x01`\x01\xd8\x01\x01\x12&\n\x04\x63ode\x18\x03 \x01(\tB\x18\xbaH\x11r\x0f\x32\r^([0-9]{6})?$\xb8\xbb\x18\x01\x12&\n\x06\x64\x65vice\x18\x04 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^\\P{Cc}{0,100}$\x12-\n\x0fidempotency_key\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$:\x87\x01\xbaH\x83\x01\x1a\x80\x01\n\x16sign_in.secret_or_code\x12(send the secret alone, or email and code\x1a<(this.secret != \'\') != (this.email != \'\' && this.code != \'\')\"c\n\x0eSignInResponse\x12-\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.finity.auth.v1.SessionTokens\x12\"\n\x04user\x18\x02 \x01(\x0b\x32\x14.finity.auth.v1.User\"i\n\x19RequestEmailChangeRequest\x12\x1d\n\tnew_email\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x18\xfe\x01`\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\"P\n\x1aRequestEmailChangeResponse\x12\x32\n\x0enext_mail_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"z\n\x19\x43onfirmEmailChangeRequest\x12.\n\x06secret\x18\x01 \x01(\tB\x1e\xbaH\x17r\x15\x32\x13^[A-Za-z0-9_-]{32}$\xb8\xbb\x18\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\"@\n\x1a\x43onfirmEmailChangeResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.finity.auth.v1.User\"\xd3\x01\n\x11NotifyUserRequest\x12\x43\n\x07user_id\x18\x01 \x01(\tB2\xbaH/r-2+^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\x12\x39\n\x0fusage_threshold\x18\x03 \x01(\x0b\x32\x1e.finity.auth.v1.UsageThresholdH\x00\x42\x0f\n\x06notice\x12\x05\xbaH\x02\x08\x01\"\x91\x01\n\x0eUsageThreshold\x12\x30\n\x05month\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^[0-9]{4}-(0[1-9]|1[0-2])$\x12\x1a\n\x07percent\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x15\n\x04used\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1a\n\tavailable\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\"\n\x12NotifyUserResponse\x12\x0c\n\x04sent\x18\x01 \x01(\x08\x32\xf2\t\n\x0c\x45mailService\x12\xb0\x01\n\x18RequestEmailVerification\x12/.finity.auth.v1.RequestEmailVerificationRequest\x1a\x30.finity.auth.v1.RequestEmailVerificationResponse\"1\xaa\xbb\x18\x05\n\x01\x02\x10\x01\x82\xd3\xe4\x93\x02\"\"\x1d/v1/email:requestVerification:\x01*\x12z\n\x0bVerifyEmail\x12\".finity.auth.v1.VerifyEmailRequest\x1a#.finity.auth.v1.VerifyEmailResponse\"\"\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x15\"\x10/v1/email:verify:\x01*\x12\x9e\x01\n\x14RequestPasswordReset\x12+.finity.auth.v1.RequestPasswordResetRequest\x1a,.finity.auth.v1.RequestPasswordResetResponse\"+\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/password:requestReset:\x01*\x12\x82\x01\n\rResetPassword\x12$.finity.auth.v1.ResetPasswordRequest\x1a%.finity.auth.v1.ResetPasswordResponse\"$\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x17\"\x12/v1/password:reset:\x01*\x12\x8a\x01\n\rRequestSignIn\x12$.finity.auth.v1.RequestSignInRequest\x1a%.finity.auth.v1.RequestSignInResponse\",\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/sessions:requestSignIn:\x01*\x12n\n\x06SignIn\x12\x1d.finity.auth.v1.SignInRequest\x1a\x1e.finity.auth.v1.SignInResponse\"%\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x18\"\x13/v1/sessions:signIn:\x01*\x12\x98\x01\n\x12RequestEmailChange\x12).finity.auth.v1.RequestEmailChangeRequest\x1a*.finity.auth.v1.RequestEmailChangeResponse\"+\xaa\xbb\x18\x05\n\x01\x02\x10\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/email:requestChange:\x01*\x12\x96\x01\n\x12\x43onfirmEmailChange\x12).finity.auth.v1.ConfirmEmailChangeRequest\x1a*.finity.auth.v1.ConfirmEmailChangeResponse\")\xaa\xbb\x18\x03\n\x01\x01\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/email:confirmChange:\x01*\x12\\\n\nNotifyUser\x12!.finity.auth.v1.NotifyUserRequest\x1a\".finity.auth.v1.NotifyUserResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,6 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESETPASSWORDREQUEST'].fields_by_name['secret']._serialized_options = b'\272H\027r\0252\023^[A-Za-z0-9_-]{32}$\270\273\030\001'
   _globals['_RESETPASSWORDREQUEST'].fields_by_name['new_password']._loaded_options = None
   _globals['_RESETPASSWORDREQUEST'].fields_by_name['new_password']._serialized_options = b'\272H\007r\005\020\010\030\200\001\270\273\030\001'
+  _globals['_RESETPASSWORDREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_RESETPASSWORDREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\021r\0172\r^[!-~]{0,64}$'
   _globals['_REQUESTSIGNINREQUEST'].fields_by_name['email']._loaded_options = None
   _globals['_REQUESTSIGNINREQUEST'].fields_by_name['email']._serialized_options = b'\272H\007r\005\030\376\001`\001'
   _globals['_SIGNINREQUEST'].fields_by_name['secret']._loaded_options = None
@@ -70,6 +72,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTEMAILCHANGEREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\021r\0172\r^[!-~]{0,64}$'
   _globals['_CONFIRMEMAILCHANGEREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_CONFIRMEMAILCHANGEREQUEST'].fields_by_name['secret']._serialized_options = b'\272H\027r\0252\023^[A-Za-z0-9_-]{32}$\270\273\030\001'
+  _globals['_CONFIRMEMAILCHANGEREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
+  _globals['_CONFIRMEMAILCHANGEREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\021r\0172\r^[!-~]{0,64}$'
   _globals['_NOTIFYUSERREQUEST'].oneofs_by_name['notice']._loaded_options = None
   _globals['_NOTIFYUSERREQUEST'].oneofs_by_name['notice']._serialized_options = b'\272H\002\010\001'
   _globals['_NOTIFYUSERREQUEST'].fields_by_name['user_id']._loaded_options = None
@@ -114,32 +118,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTPASSWORDRESETREQUEST']._serialized_end=687
   _globals['_REQUESTPASSWORDRESETRESPONSE']._serialized_start=689
   _globals['_REQUESTPASSWORDRESETRESPONSE']._serialized_end=771
-  _globals['_RESETPASSWORDREQUEST']._serialized_start=773
-  _globals['_RESETPASSWORDREQUEST']._serialized_end=881
-  _globals['_RESETPASSWORDRESPONSE']._serialized_start=883
-  _globals['_RESETPASSWORDRESPONSE']._serialized_end=906
-  _globals['_REQUESTSIGNINREQUEST']._serialized_start=908
-  _globals['_REQUESTSIGNINREQUEST']._serialized_end=957
-  _globals['_REQUESTSIGNINRESPONSE']._serialized_start=959
-  _globals['_REQUESTSIGNINRESPONSE']._serialized_end=1034
-  _globals['_SIGNINREQUEST']._serialized_start=1037
-  _globals['_SIGNINREQUEST']._serialized_end=1398
-  _globals['_SIGNINRESPONSE']._serialized_start=1400
-  _globals['_SIGNINRESPONSE']._serialized_end=1499
-  _globals['_REQUESTEMAILCHANGEREQUEST']._serialized_start=1501
-  _globals['_REQUESTEMAILCHANGEREQUEST']._serialized_end=1606
-  _globals['_REQUESTEMAILCHANGERESPONSE']._serialized_start=1608
-  _globals['_REQUESTEMAILCHANGERESPONSE']._serialized_end=1688
-  _globals['_CONFIRMEMAILCHANGEREQUEST']._serialized_start=1690
-  _globals['_CONFIRMEMAILCHANGEREQUEST']._serialized_end=1765
-  _globals['_CONFIRMEMAILCHANGERESPONSE']._serialized_start=1767
-  _globals['_CONFIRMEMAILCHANGERESPONSE']._serialized_end=1831
-  _globals['_NOTIFYUSERREQUEST']._serialized_start=1834
-  _globals['_NOTIFYUSERREQUEST']._serialized_end=2045
-  _globals['_USAGETHRESHOLD']._serialized_start=2048
-  _globals['_USAGETHRESHOLD']._serialized_end=2193
-  _globals['_NOTIFYUSERRESPONSE']._serialized_start=2195
-  _globals['_NOTIFYUSERRESPONSE']._serialized_end=2229
-  _globals['_EMAILSERVICE']._serialized_start=2232
-  _globals['_EMAILSERVICE']._serialized_end=3498
+  _globals['_RESETPASSWORDREQUEST']._serialized_start=774
+  _globals['_RESETPASSWORDREQUEST']._serialized_end=929
+  _globals['_RESETPASSWORDRESPONSE']._serialized_start=931
+  _globals['_RESETPASSWORDRESPONSE']._serialized_end=954
+  _globals['_REQUESTSIGNINREQUEST']._serialized_start=956
+  _globals['_REQUESTSIGNINREQUEST']._serialized_end=1005
+  _globals['_REQUESTSIGNINRESPONSE']._serialized_start=1007
+  _globals['_REQUESTSIGNINRESPONSE']._serialized_end=1082
+  _globals['_SIGNINREQUEST']._serialized_start=1085
+  _globals['_SIGNINREQUEST']._serialized_end=1446
+  _globals['_SIGNINRESPONSE']._serialized_start=1448
+  _globals['_SIGNINRESPONSE']._serialized_end=1547
+  _globals['_REQUESTEMAILCHANGEREQUEST']._serialized_start=1549
+  _globals['_REQUESTEMAILCHANGEREQUEST']._serialized_end=1654
+  _globals['_REQUESTEMAILCHANGERESPONSE']._serialized_start=1656
+  _globals['_REQUESTEMAILCHANGERESPONSE']._serialized_end=1736
+  _globals['_CONFIRMEMAILCHANGEREQUEST']._serialized_start=1738
+  _globals['_CONFIRMEMAILCHANGEREQUEST']._serialized_end=1860
+  _globals['_CONFIRMEMAILCHANGERESPONSE']._serialized_start=1862
+  _globals['_CONFIRMEMAILCHANGERESPONSE']._serialized_end=1926
+  _globals['_NOTIFYUSERREQUEST']._serialized_start=1929
+  _globals['_NOTIFYUSERREQUEST']._serialized_end=2140
+  _globals['_USAGETHRESHOLD']._serialized_start=2143
+  _globals['_USAGETHRESHOLD']._serialized_end=2288
+  _globals['_NOTIFYUSERRESPONSE']._serialized_start=2290
+  _globals['_NOTIFYUSERRESPONSE']._serialized_end=2324
+  _globals['_EMAILSERVICE']._serialized_start=2327
+  _globals['_EMAILSERVICE']._serialized_end=3593
 # @@protoc_insertion_point(module_scope)

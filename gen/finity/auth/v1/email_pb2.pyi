@@ -160,19 +160,25 @@ class ResetPasswordRequest(_message.Message):
 
     SECRET_FIELD_NUMBER: _builtins.int
     NEW_PASSWORD_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """Required. The "token" in the fragment of the link."""
     new_password: _builtins.str
     """Required. 8 to 128 characters (OWASP ASVS 5.0, 6.2.1 and 6.2.9)."""
+    idempotency_key: _builtins.str
+    """Optional, at most 64 visible ASCII characters, kept 72 hours. The same key
+    with the same request is answered as before.
+    """
     def __init__(
         self,
         *,
         secret: _builtins.str = ...,
         new_password: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_password", b"new_password", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "new_password", b"new_password", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,16 +378,22 @@ class ConfirmEmailChangeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SECRET_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """Required. The "token" in the fragment of the link."""
+    idempotency_key: _builtins.str
+    """Optional, at most 64 visible ASCII characters, kept 72 hours. The same key
+    with the same request is answered as before.
+    """
     def __init__(
         self,
         *,
         secret: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

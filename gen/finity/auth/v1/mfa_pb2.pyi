@@ -590,7 +590,9 @@ Global___SignInWithPasskeyResponse: _TypeAlias = SignInWithPasskeyResponse  # no
 @_typing.final
 class CompleteSignInRequest(_message.Message):
     """CompleteSignInRequest presents a challenge and a second factor; the challenge
-    opens one session, however often it is sent.
+    opens one session, however often it is sent. Were the answer lost, the sign-in
+    starts again: a code or assertion works once, and the tokens of a session are
+    given to nobody who does not prove a second factor.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -124,7 +124,10 @@ Global___StartSignInResponse: _TypeAlias = StartSignInResponse  # noqa: Y015
 
 @_typing.final
 class FinishSignInRequest(_message.Message):
-    """FinishSignInRequest carries what came back to the redirect address."""
+    """FinishSignInRequest carries what came back to the redirect address. Were the
+    answer lost, the sign-in starts again with StartSignIn: the provider takes its
+    code once, and whoever sees the address again must get nothing for it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

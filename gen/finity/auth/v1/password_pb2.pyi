@@ -36,7 +36,7 @@ class _PasswordWeaknessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pass
     PASSWORD_WEAKNESS_NUL_CHARACTER: _PasswordWeakness.ValueType  # 3
     """The character NUL is in it, which other systems cut a password at."""
     PASSWORD_WEAKNESS_TOO_COMMON: _PasswordWeakness.ValueType  # 4
-    """One of the 30,000 commonest, whatever its case."""
+    """One of the more than 11,000 commonest of 8 or more characters, whatever its case."""
     PASSWORD_WEAKNESS_LIKE_EMAIL: _PasswordWeakness.ValueType  # 5
     """The e-mail address, a part of it, or little more."""
     PASSWORD_WEAKNESS_PRODUCT_NAME: _PasswordWeakness.ValueType  # 6
@@ -56,7 +56,7 @@ PASSWORD_WEAKNESS_TOO_LONG: PasswordWeakness.ValueType  # 2
 PASSWORD_WEAKNESS_NUL_CHARACTER: PasswordWeakness.ValueType  # 3
 """The character NUL is in it, which other systems cut a password at."""
 PASSWORD_WEAKNESS_TOO_COMMON: PasswordWeakness.ValueType  # 4
-"""One of the 30,000 commonest, whatever its case."""
+"""One of the more than 11,000 commonest of 8 or more characters, whatever its case."""
 PASSWORD_WEAKNESS_LIKE_EMAIL: PasswordWeakness.ValueType  # 5
 """The e-mail address, a part of it, or little more."""
 PASSWORD_WEAKNESS_PRODUCT_NAME: PasswordWeakness.ValueType  # 6

@@ -85,7 +85,8 @@ class SessionServiceServicer:
     def RevokeSession(self, request, context):
         """Ends one session; ending it again changes nothing. Its tokens are refused
         by every service within a second. Users end their own, administrators
-        anybody's, which the admin log records.
+        anybody's, which the admin log records and which needs a fresh proof of who
+        they are (STEP_UP_REQUIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

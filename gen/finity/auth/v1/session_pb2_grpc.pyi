@@ -25,7 +25,8 @@ class SessionServiceStub:
     RevokeSession: _aio.UnaryUnaryMultiCallable[_session_pb2.RevokeSessionRequest, _session_pb2.RevokeSessionResponse]
     """Ends one session; ending it again changes nothing. Its tokens are refused
     by every service within a second. Users end their own, administrators
-    anybody's, which the admin log records.
+    anybody's, which the admin log records and which needs a fresh proof of who
+    they are (STEP_UP_REQUIRED).
     """
     RevokeOtherSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.RevokeOtherSessionsRequest, _session_pb2.RevokeOtherSessionsResponse]
     """Ends every session of the caller's but the one that makes the call, also
@@ -66,7 +67,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_session_pb2.RevokeSessionResponse]:
         """Ends one session; ending it again changes nothing. Its tokens are refused
         by every service within a second. Users end their own, administrators
-        anybody's, which the admin log records.
+        anybody's, which the admin log records and which needs a fresh proof of who
+        they are (STEP_UP_REQUIRED).
         """
 
     @_abc_1.abstractmethod

@@ -29,7 +29,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66inity/auth/v1/token.proto\x12\x0e\x66inity.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66inity/auth/v1/auth.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n\x18RotateSigningKeysRequest\x12&\n\x06reason\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^\\P{Cc}{1,500}$\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\"l\n\x19RotateSigningKeysResponse\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x31\n\ractivate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"I\n\x17WatchRevocationsRequest\x12.\n\nsince_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8e\x01\n\x18WatchRevocationsResponse\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12-\n\x05users\x18\x02 \x03(\x0b\x32\x1e.finity.auth.v1.UserRevocation\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x96\x02\n\x0cTokenService\x12\x93\x01\n\x11RotateSigningKeys\x12(.finity.auth.v1.RotateSigningKeysRequest\x1a).finity.auth.v1.RotateSigningKeysResponse\")\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/signingKeys:rotate:\x01*\x12p\n\x10WatchRevocations\x12\'.finity.auth.v1.WatchRevocationsRequest\x1a(.finity.auth.v1.WatchRevocationsResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66inity/auth/v1/token.proto\x12\x0e\x66inity.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66inity/auth/v1/auth.proto\x1a\x1f\x66inity/options/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x18RotateSigningKeysRequest\x12&\n\x06reason\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^\\P{Cc}{1,500}$\x12-\n\x0fidempotency_key\x18\x02 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{0,64}$\x12\x10\n\x08withdraw\x18\x03 \x01(\x08\"l\n\x19RotateSigningKeysResponse\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x31\n\ractivate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\"I\n\x17WatchRevocationsRequest\x12.\n\nsince_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\x18WatchRevocationsResponse\x12\x13\n\x0bsession_ids\x18\x01 \x03(\t\x12-\n\x05users\x18\x02 \x03(\x0b\x32\x1e.finity.auth.v1.UserRevocation\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ckeys_version\x18\x04 \x01(\t2\x96\x02\n\x0cTokenService\x12\x93\x01\n\x11RotateSigningKeys\x12(.finity.auth.v1.RotateSigningKeysRequest\x1a).finity.auth.v1.RotateSigningKeysResponse\")\xaa\xbb\x18\x04\n\x02\x03\x04\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/signingKeys:rotate:\x01*\x12p\n\x10WatchRevocations\x12\'.finity.auth.v1.WatchRevocationsRequest\x1a(.finity.auth.v1.WatchRevocationsResponse\"\x07\xaa\xbb\x18\x03\n\x01\x04\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,14 +44,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSERVICE'].methods_by_name['RotateSigningKeys']._serialized_options = b'\252\273\030\004\n\002\003\004\202\323\344\223\002\033\"\026/v1/signingKeys:rotate:\001*'
   _globals['_TOKENSERVICE'].methods_by_name['WatchRevocations']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['WatchRevocations']._serialized_options = b'\252\273\030\003\n\001\004'
-  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_start=198
-  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_end=311
-  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_start=313
-  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_end=421
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=423
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=496
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=499
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=641
-  _globals['_TOKENSERVICE']._serialized_start=644
-  _globals['_TOKENSERVICE']._serialized_end=922
+  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_start=199
+  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_end=330
+  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_start=332
+  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_end=440
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=442
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=515
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=518
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=682
+  _globals['_TOKENSERVICE']._serialized_start=685
+  _globals['_TOKENSERVICE']._serialized_end=963
 # @@protoc_insertion_point(module_scope)

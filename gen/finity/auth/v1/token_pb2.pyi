@@ -28,19 +28,23 @@ class RotateSigningKeysRequest(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    WITHDRAW_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Required. Why, for the admin log; 1 to 500 characters, no control characters."""
     idempotency_key: _builtins.str
     """Optional, at most 64 visible ASCII characters, kept 72 hours."""
+    withdraw: _builtins.bool
+    """Optional. Whether every key there is ends now, with all tokens it signed."""
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        withdraw: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "reason", b"reason", "withdraw", b"withdraw"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,6 +119,12 @@ class WatchRevocationsResponse(_message.Message):
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     USERS_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    KEYS_VERSION_FIELD_NUMBER: _builtins.int
+    keys_version: _builtins.str
+    """Names the set of keys that auth publishes: the first 16 hex digits of the
+    SHA-256 over their ids, sorted and separated by spaces. Whoever keeps others
+    loads them again (AuthService.GetSigningKeys).
+    """
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sessions that ended."""
@@ -135,10 +145,11 @@ class WatchRevocationsResponse(_message.Message):
         session_ids: _abc.Iterable[_builtins.str] | None = ...,
         users: _abc.Iterable[_auth_pb2.UserRevocation] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        keys_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "session_ids", b"session_ids", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "keys_version", b"keys_version", "session_ids", b"session_ids", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,7 +55,12 @@ class TokenServiceServicer:
         """Makes a new signing key. It is published at once, signs when every cache of
         the keys has it, and its predecessor is published until the last token it
         signed is over. While a rotation is under way a call makes no other key and
-        answers with that one.
+        answers with that one. With withdraw, for a key that has leaked, the new key
+        signs at once and every other one, waiting or not, ends at once: services of
+        the suite refuse its tokens within seconds, others once they load the keys
+        again. Sessions stay; whoever is refused gets a new token with the refresh
+        token. An administrator needs a fresh proof of who it is
+        (STEP_UP_REQUIRED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

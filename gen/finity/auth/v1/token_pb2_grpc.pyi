@@ -20,7 +20,12 @@ class TokenServiceStub:
     """Makes a new signing key. It is published at once, signs when every cache of
     the keys has it, and its predecessor is published until the last token it
     signed is over. While a rotation is under way a call makes no other key and
-    answers with that one.
+    answers with that one. With withdraw, for a key that has leaked, the new key
+    signs at once and every other one, waiting or not, ends at once: services of
+    the suite refuse its tokens within seconds, others once they load the keys
+    again. Sessions stay; whoever is refused gets a new token with the refresh
+    token. An administrator needs a fresh proof of who it is
+    (STEP_UP_REQUIRED).
     """
     WatchRevocations: _aio.UnaryStreamMultiCallable[_token_pb2.WatchRevocationsRequest, _token_pb2.WatchRevocationsResponse]
     """Streams the sessions and users whose access tokens must be refused although
@@ -43,7 +48,12 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a new signing key. It is published at once, signs when every cache of
         the keys has it, and its predecessor is published until the last token it
         signed is over. While a rotation is under way a call makes no other key and
-        answers with that one.
+        answers with that one. With withdraw, for a key that has leaked, the new key
+        signs at once and every other one, waiting or not, ends at once: services of
+        the suite refuse its tokens within seconds, others once they load the keys
+        again. Sessions stay; whoever is refused gets a new token with the refresh
+        token. An administrator needs a fresh proof of who it is
+        (STEP_UP_REQUIRED).
         """
 
     @_abc_1.abstractmethod
