@@ -119,13 +119,13 @@ class Settings(ServiceSettings):
     """Passwords that may wait to be hashed; more are refused with HASHING_BUSY."""
 
     guesses_per_pair: int = Field(5, ge=1)
-    """Wrong passwords for one account from one address before each further one costs a wait."""
+    """Wrong passwords an hour for one account from one address; each further one costs a wait."""
     guesses_per_account: int = Field(20, ge=1)
     """The same for one account, from wherever."""
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account; bounds public calls too, see count_call."""
     registrations_per_address: int = Field(100, ge=1)
-    """Registrations from one address before each further one costs a wait; forgotten in an hour."""
+    """Registrations an hour from one address; each further one costs a wait."""
 
     device_codes_per_address: int = Field(20, ge=1)
     """Logins of devices at one address, or one IPv6 /64, that may wait at once."""

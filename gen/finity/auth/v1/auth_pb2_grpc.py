@@ -102,6 +102,9 @@ class AuthServiceServicer:
     def Login(self, request, context):
         """Exchanges an e-mail address and a password for a session. An unknown
         address and a wrong password cost the same time and get the same answer.
+        Wrong ones slow down the account, the address and the pair of both
+        (TOO_MANY_ATTEMPTS): a service that calls for people sends the address of
+        each as x-forwarded-for, else its own counts for all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,6 +23,9 @@ class AuthServiceStub:
     Login: _aio.UnaryUnaryMultiCallable[_auth_pb2.LoginRequest, _auth_pb2.LoginResponse]
     """Exchanges an e-mail address and a password for a session. An unknown
     address and a wrong password cost the same time and get the same answer.
+    Wrong ones slow down the account, the address and the pair of both
+    (TOO_MANY_ATTEMPTS): a service that calls for people sends the address of
+    each as x-forwarded-for, else its own counts for all of them.
     """
     RefreshSession: _aio.UnaryUnaryMultiCallable[_auth_pb2.RefreshSessionRequest, _auth_pb2.RefreshSessionResponse]
     """Exchanges a refresh token for its successor and a new access token
@@ -81,6 +84,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_auth_pb2.LoginResponse]:
         """Exchanges an e-mail address and a password for a session. An unknown
         address and a wrong password cost the same time and get the same answer.
+        Wrong ones slow down the account, the address and the pair of both
+        (TOO_MANY_ATTEMPTS): a service that calls for people sends the address of
+        each as x-forwarded-for, else its own counts for all of them.
         """
 
     @_abc_1.abstractmethod
