@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 
 from chassis import revocations
 from chassis.errors import Refusal
+from chassis.idempotency import KEPT
 from chassis.postgres import Connection, Database, open_database
 from chassis.revocations import Revocations
 from services.auth.domain.sessions import (
@@ -268,7 +269,7 @@ class Sessions(RuleBasedStateMachine):
         now = self.bench.clock.now()
         self.bench.run(sweep(self.bench.database, self.bench.clock))
         for session in self.models:
-            session.swept = session.swept or session.expires < now
+            session.swept = session.swept or session.expires < now - KEPT
 
     @invariant()
     def the_database_agrees(self) -> None:

@@ -228,7 +228,7 @@ class SessionService:
         """
         session = await sessions.get_session(conn, session_id)
         user = await users.get_user(conn, session.user_id) if session else None
-        # Only a session whose lifetime is over is deleted.
+        # Only a session whose lifetime is long over is deleted.
         why = over(session, self._room.policy, now) if session else EndReason.EXPIRED
         if session is None or user is None or why is not None:
             raise SessionEnded(metadata={"end_reason": why or ""})
