@@ -106,7 +106,7 @@ class Settings(ServiceSettings):
     session_days: int = Field(90, ge=1, le=730)
     """A session is over after so long, however often it was refreshed."""
     refresh_grace_seconds: int = Field(10, ge=0, le=60)
-    """After a refresh, how long older tokens of the session still get its successor."""
+    """After a refresh, how long the two tokens before the current one still get it."""
     refresh_reuse_seconds: int = Field(60, ge=0, le=86400)
     """How long the token just before the current one still gets it; 0 is strict."""
 

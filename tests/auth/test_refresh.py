@@ -122,17 +122,21 @@ async def test_read_then_update_would_fork(auth: AuthRoom, monkeypatch: pytest.M
     assert len({answer.refresh_token for answer in answers}) > 1
 
 
-async def test_in_the_grace_every_older_token_is_good(auth: AuthRoom, clock: FakeClock) -> None:
-    """Up to 10 s after a refresh any token of the session gets the current one."""
+async def test_in_the_grace_two_older_tokens_are_good(auth: AuthRoom, clock: FakeClock) -> None:
+    """Up to 10 s after a refresh they get the current one; one yet older ends the session."""
     tokens = [await login(auth)]
     for _ in range(3):
         clock.advance(minutes=1)
         tokens.append(await auth.sessions.refresh(tokens[-1].refresh_token))
     clock.advance(seconds=GRACE)
-    for older in tokens[:-1]:
+    for older in tokens[1:-1]:
         answer = await auth.sessions.refresh(older.refresh_token)
         assert answer.refresh_token == tokens[-1].refresh_token
         await auth.verifier.verify(answer.access_token)
+    # Stolen long ago and shown right after its owner has refreshed.
+    stolen = await refused(auth.sessions.refresh(tokens[0].refresh_token))
+    assert stolen.reason == "REFRESH_TOKEN_REPLAYED"
+    assert await reason_of(auth.verifier.verify(tokens[-1].access_token)) == "TOKEN_REVOKED"
 
 
 async def test_a_lost_answer_logs_nobody_out(auth: AuthRoom, clock: FakeClock) -> None:

@@ -114,7 +114,7 @@ class AuthServiceServicer:
         """Exchanges a refresh token for its successor and a new access token
         (RFC 6749 section 6, RFC 9700 section 4.14). Parallel use of one token and
         a repeat after a lost answer return the same successor; the replay of an
-        older token ends the session. The previous access token stays valid.
+        older token ends the session, at any time that of one more than two behind. The previous access token stays valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

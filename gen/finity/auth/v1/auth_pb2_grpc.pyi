@@ -31,7 +31,7 @@ class AuthServiceStub:
     """Exchanges a refresh token for its successor and a new access token
     (RFC 6749 section 6, RFC 9700 section 4.14). Parallel use of one token and
     a repeat after a lost answer return the same successor; the replay of an
-    older token ends the session. The previous access token stays valid.
+    older token ends the session, at any time that of one more than two behind. The previous access token stays valid.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_pb2.LogoutRequest, _auth_pb2.LogoutResponse]
     """Ends the session of the access token that makes the call. Its tokens are
@@ -98,7 +98,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Exchanges a refresh token for its successor and a new access token
         (RFC 6749 section 6, RFC 9700 section 4.14). Parallel use of one token and
         a repeat after a lost answer return the same successor; the replay of an
-        older token ends the session. The previous access token stays valid.
+        older token ends the session, at any time that of one more than two behind. The previous access token stays valid.
         """
 
     @_abc_1.abstractmethod
