@@ -245,7 +245,7 @@ class SessionService:
         """
         Rotates a refresh token, or says why not; see domain.judge_reuse for the rule.
 
-        `address` is where it came from, kept if it turns out to be a replay.
+        `address` is where it came from, kept as where the session or its replay was seen last.
         """
         presented = read_refresh_token(self._refresh_key, refresh_token)
         if presented is None:
@@ -263,6 +263,7 @@ class SessionService:
                 refresh_digest=digest(successor),
                 access_token_id=token_id,
                 idle_since=now - self._room.policy.idle,
+                address=address,
                 now=now,
             )
             if session is None:
