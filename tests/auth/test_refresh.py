@@ -263,6 +263,37 @@ async def test_logging_out_again_changes_nothing(auth: AuthRoom, owner: Connecti
     assert await ends(owner) == ("logout", "user:1")
 
 
+async def test_a_refresh_token_logs_out(
+    auth: AuthRoom, owner: Connection, clock: FakeClock
+) -> None:
+    """With an access token that is long over, by any token of the session, once."""
+    first = await login(auth)
+    clock.advance(days=1)
+    second = await auth.sessions.refresh(first.refresh_token)
+    await auth.sessions.revoke_token(first.refresh_token, "192.0.2.1")
+    assert await ends(owner) == ("logout", f"user:{first.session.user_id}")
+    assert await reason_of(auth.verifier.verify(second.access_token)) == "TOKEN_REVOKED"
+    ended = await owner.fetchval("SELECT ended_at FROM sessions")
+    clock.advance(seconds=1)
+    await auth.sessions.revoke_token(second.refresh_token, "192.0.2.1")
+    assert await owner.fetchval("SELECT ended_at FROM sessions") == ended
+
+
+async def test_revoking_what_is_no_token_changes_nothing(auth: AuthRoom, owner: Connection) -> None:
+    """Garbage, forged tokens, unknown sessions and counters to come are answered alike."""
+    tokens = await login(auth)
+    for token in (
+        "x",
+        tokens.access_token,
+        write_refresh_token(bytes(32), tokens.session.id, 0),
+        write_refresh_token(REFRESH_KEY, uuid4(), 0),
+        write_refresh_token(REFRESH_KEY, tokens.session.id, 1),
+    ):
+        await auth.sessions.revoke_token(token, None)
+    assert await ends(owner) == (None, None)
+    await auth.sessions.refresh(tokens.refresh_token)
+
+
 async def test_what_was_not_issued_here_is_invalid(auth: AuthRoom) -> None:
     """Garbage, forged tokens, unknown sessions and counters to come are told alike."""
     tokens = await login(auth)

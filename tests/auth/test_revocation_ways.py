@@ -45,6 +45,11 @@ async def log_out(house: House, _: Person, person: Person) -> None:
     await house.auth.Logout(auth_pb2.LogoutRequest(), metadata=person.metadata)
 
 
+async def revoke_token(house: House, _: Person, person: Person) -> None:
+    request = auth_pb2.RevokeTokenRequest(refresh_token=person.tokens.refresh_token)
+    await house.auth.RevokeToken(request)
+
+
 async def ban(house: House, admin: Person, person: Person) -> None:
     request = admin_pb2.BanUserRequest(user_id=person.user_id, reason="spam")
     stub = admin_pb2_grpc.AdminServiceStub(house.auth_channel)
@@ -119,6 +124,7 @@ async def revoke_all_sessions(house: House, admin: Person, person: Person) -> No
 
 WAYS: Mapping[str, Way] = {
     "Logout": log_out,
+    "RevokeToken": revoke_token,
     "BanUser": ban,
     "SetRole": change_role,
     "ResetPassword": reset_password,

@@ -34,7 +34,7 @@ from services.auth.errors import (
     RefreshTokenReplayed,
     SessionEnded,
 )
-from services.auth.service.attempts import Attempts
+from services.auth.service.attempts import Attempts, count_call
 from services.auth.service.room import KEYS, Room
 from services.auth.store import mfa, sessions, users
 
@@ -287,6 +287,26 @@ class SessionService:
             )
         if ended:
             await self._room.announce(Revocations([session_id], []))
+
+    async def revoke_token(self, refresh_token: str, address: str | None) -> None:
+        """
+        Ends the session of a refresh token; any other text changes nothing (RFC 7009).
+
+        An older token does it too: whoever has one could end the session by its replay.
+        TooManyAttempts if one network asks ever more often.
+        """
+        await count_call(self._room, "revoke", address)
+        presented = read_refresh_token(self._refresh_key, refresh_token)
+        if presented is None:
+            return
+        session_id, counter = presented
+        async with self._room.database.connection() as conn:
+            session = await sessions.get_session(conn, session_id)
+        # A counter only grows, and whose a session is never changes: no lock is needed.
+        if session is None or counter > session.counter:
+            return
+        if over(session, self._room.policy, self._room.clock.now()) is None:
+            await self.logout(session_id, by=f"user:{session.impersonated_by or session.user_id}")
 
     async def validate_token(self, token: str) -> Introspection | None:
         """Returns what a good access token says, None for any other (RFC 7662 section 2.2)."""

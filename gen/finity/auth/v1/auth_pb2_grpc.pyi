@@ -35,7 +35,14 @@ class AuthServiceStub:
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_pb2.LogoutRequest, _auth_pb2.LogoutResponse]
     """Ends the session of the access token that makes the call. Its tokens are
-    refused by every service within a second.
+    refused by every service within a second. RevokeToken does the same with a
+    refresh token, for clients whose access token is over.
+    """
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.RevokeTokenRequest, _auth_pb2.RevokeTokenResponse]
+    """Ends the session of a refresh token (RFC 7009): logging out without an
+    access token that is still good. Its tokens are refused by every service
+    within a second. A token that was not issued here, or whose session is over,
+    gets the same answer. TOO_MANY_ATTEMPTS if one network asks ever more often.
     """
     ValidateToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.ValidateTokenRequest, _auth_pb2.ValidateTokenResponse]
     """Tells whether an access token is good now and what it says (semantics of
@@ -108,7 +115,20 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_pb2.LogoutRequest, _abc.Awaitable[_auth_pb2.LogoutResponse]],
     ) -> _abc.Awaitable[_auth_pb2.LogoutResponse]:
         """Ends the session of the access token that makes the call. Its tokens are
-        refused by every service within a second.
+        refused by every service within a second. RevokeToken does the same with a
+        refresh token, for clients whose access token is over.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _auth_pb2.RevokeTokenRequest,
+        context: _aio.ServicerContext[_auth_pb2.RevokeTokenRequest, _abc.Awaitable[_auth_pb2.RevokeTokenResponse]],
+    ) -> _abc.Awaitable[_auth_pb2.RevokeTokenResponse]:
+        """Ends the session of a refresh token (RFC 7009): logging out without an
+        access token that is still good. Its tokens are refused by every service
+        within a second. A token that was not issued here, or whose session is over,
+        gets the same answer. TOO_MANY_ATTEMPTS if one network asks ever more often.
         """
 
     @_abc_1.abstractmethod
