@@ -37,6 +37,8 @@ NEW_PASSWORD = "another horse battery"
 # benchmarks/revocations.py.
 LOST_SECONDS = 30.0
 NEVER = 3600.0
+# What a poll and its answer may take.
+MOMENT = 0.5
 # How an administrator or a person ends a person's token: the house, the administrator, the person.
 Way: TypeAlias = Callable[[House, Person, Person], Awaitable[Any]]
 
@@ -188,6 +190,17 @@ async def two_replicas(
             open_house(database_url, redis.url, "native", clock) as other,
         ):
             yield house, other, running.close
+
+
+def test_without_redis_every_way_is_honoured_within_five_seconds() -> None:
+    """By what the processes are set to; how soon it is on some machine, no test can say."""
+    # Auth reads what ended elsewhere each second and streams it; that takes a moment, too.
+    assert feeds.POLL_SECONDS + MOMENT < 5
+    # Where the stream is broken, a list of its own asks; where it is silent, it is left first.
+    assert revocations.POLL_SECONDS + MOMENT < 5
+    assert revocations.SILENCE_SECONDS + revocations.PAUSE_SECONDS + MOMENT < 5
+    # A stream that lives is heard more often than it is given up.
+    assert feeds.POLL_SECONDS < revocations.SILENCE_SECONDS
 
 
 async def test_with_redis_every_way_to_end_a_token_reaches_the_other_rooms(
