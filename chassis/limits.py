@@ -2,12 +2,15 @@
 Limits on guessing: a few free failures, then a delay that doubles with each further one.
 
 A failure costs the next try of the same account, address or pair a wait; nobody is
-locked out for good, and a count that nobody adds to is forgotten. The counts are
-in Redis, one for all processes, and in this process as well: with Redis gone, slow
-or flushed the process goes on with its own, so the limits never fail open.
+locked out for good. A count leaks like a bucket: whoever fails no more often than
+is free never waits, however long that goes on, and a count that nobody adds to is
+forgotten. The counts are in Redis, one for all processes, and in this process as
+well: with Redis gone, slow or flushed the process goes on with its own, so the
+limits never fail open.
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,29 +29,44 @@ REDIS_REST_SECONDS = 5.0
 PREFIX = "finity:limits:"
 _log = structlog.get_logger()
 
+# Limit.wait and Limit.left once more, for milliseconds; a test holds them equal.
+RULES = """
+local function wait(failures, free, first, longest)
+  local over = math.ceil(failures - free)
+  if over <= 0 then return 0 end
+  return math.min(first * 2 ^ math.min(over - 1, 60), longest)
+end
+local function left(failures, passed, free, first, longest, remembered)
+  if passed < wait(failures, free, first, longest) then return failures end
+  if passed >= remembered then return 0 end
+  return math.max(0, failures - passed * free / remembered)
+end
+"""
 # One key a script, so that a Redis Cluster can run it; Redis' own clock, so that processes agree.
-_SCRIPT = """
+# A number that is returned loses its fraction, a text does not.
+_SCRIPT = (
+    RULES
+    + """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local known = redis.call('HMGET', KEYS[1], 'failures', 'last')
-local failures, last = tonumber(known[1]) or 0, tonumber(known[2]) or 0
+local failures, last = tonumber(known[1]) or 0, tonumber(known[2]) or now
 local free, first, longest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if ARGV[1] == 'forget' then
   redis.call('DEL', KEYS[1])
-  return 0
+  return '0'
 end
 if ARGV[1] == 'fail' then
-  redis.call('HSET', KEYS[1], 'failures', failures + 1, 'last', now)
+  failures = left(failures, now - last, free, first, longest, tonumber(ARGV[5])) + 1
+  redis.call('HSET', KEYS[1], 'failures', string.format('%.17g', failures), 'last', now)
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  return failures + 1
+  return string.format('%.17g', failures)
 end
-local wait = 0
-if failures > free then
-  wait = math.max(0, last + math.min(first * 2 ^ math.min(failures - free - 1, 60), longest) - now)
-end
-if wait > 0 then return math.ceil(wait) end
-return -failures
+local due = last + wait(failures, free, first, longest) - now
+if due > 0 then return string.format('%.17g', due) end
+return string.format('%.17g', -failures)
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +75,29 @@ class Limit:
 
     name: str
     free: int
-    """Failures without a wait."""
+    """Failures without a wait, within `remembered` and in every such time again."""
     first: float
     """Seconds of the first wait; each further one is twice as long."""
     longest: float
     """Seconds no wait exceeds."""
     remembered: float = 3600.0
-    """Seconds after which a count that nobody adds to is forgotten."""
+    """Seconds in which as many failures as are free leak away; without any, all are forgotten."""
 
-    def wait(self, failures: int) -> float:
-        """Returns the wait after so many failures."""
-        if failures <= self.free:
+    def wait(self, failures: float) -> float:
+        """Returns the wait that the last of so many failures costs."""
+        over = math.ceil(failures - self.free)
+        if over <= 0:
             return 0.0
-        return min(self.first * 2.0 ** min(failures - self.free - 1, 60), self.longest)
+        return min(self.first * 2.0 ** min(over - 1, 60), self.longest)
+
+    def left(self, failures: float, passed: float) -> float:
+        """Returns what is left of a count so many seconds after its last failure."""
+        # A failure beside others in a wait that is due must not shorten it.
+        if passed < self.wait(failures):
+            return failures
+        if passed >= self.remembered:
+            return 0.0
+        return max(0.0, failures - passed * self.free / self.remembered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +115,7 @@ class Limits:
     def __init__(self, redis: Redis | None = None) -> None:
         self._redis = redis
         self._resting = float("-inf")
-        self._counts: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
 
     def check_here(self, *tries: Try) -> None:
         """TooManyAttempts while this process knows that any of them is held off."""
@@ -117,12 +145,11 @@ class Limits:
     async def failed(self, *tries: Try) -> None:
         """Counts a failure against each."""
         now = time.monotonic()
-        elsewhere = await self._ask(tries, ["fail"] * len(tries)) or [0] * len(tries)
+        elsewhere = await self._ask(tries, ["fail"] * len(tries)) or [0.0] * len(tries)
         for one, known in zip(tries, elsewhere, strict=True):
-            failures, last = self._counts.pop((one.limit.name, one.who), (0, now))
-            if now - last > one.limit.remembered:
-                failures = 0
-            self._counts[one.limit.name, one.who] = max(failures + 1, known), now
+            failures, last = self._counts.pop((one.limit.name, one.who), (0.0, now))
+            failures = one.limit.left(failures, now - last) + 1
+            self._counts[one.limit.name, one.who] = max(failures, known), now
         while len(self._counts) > REMEMBERED:
             self._counts.popitem(last=False)
 
@@ -134,10 +161,10 @@ class Limits:
 
     def _wait(self, one: Try) -> float:
         now = time.monotonic()
-        failures, last = self._counts.get((one.limit.name, one.who), (0, now))
+        failures, last = self._counts.get((one.limit.name, one.who), (0.0, now))
         return last + one.limit.wait(failures) - now
 
-    async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[int]:
+    async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[float]:
         """
         Returns what Redis says of each: the wait in milliseconds, or less than zero as many
         failures as do not cost one yet; after a failure, how many there are.
@@ -151,7 +178,7 @@ class Limits:
                 for one, action in zip(tries, actions, strict=True):
                     key = f"{PREFIX}{one.limit.name}:{one.who}"
                     pipeline.eval(_SCRIPT, 1, key, *_numbers(action, one.limit))
-                return [int(number) for number in await pipeline.execute()]
+                return [float(number) for number in await pipeline.execute()]
         except (RedisError, OSError, TimeoutError) as error:
             self._resting = time.monotonic() + REDIS_REST_SECONDS
             _log.warning("redis is gone; attempts are counted here", error=type(error).__name__)

@@ -106,7 +106,7 @@ class Settings(ServiceSettings):
     session_days: int = Field(90, ge=1, le=730)
     """A session is over after so long, however often it was refreshed."""
     refresh_grace_seconds: int = Field(10, ge=0, le=60)
-    """After a refresh, how long older tokens of the session still get its successor."""
+    """After a refresh, how long the two tokens before the current one still get it."""
     refresh_reuse_seconds: int = Field(60, ge=0, le=86400)
     """How long the token just before the current one still gets it; 0 is strict."""
 
@@ -119,13 +119,13 @@ class Settings(ServiceSettings):
     """Passwords that may wait to be hashed; more are refused with HASHING_BUSY."""
 
     guesses_per_pair: int = Field(5, ge=1)
-    """Wrong passwords for one account from one address before each further one costs a wait."""
+    """Wrong passwords an hour for one account from one address; each further one costs a wait."""
     guesses_per_account: int = Field(20, ge=1)
     """The same for one account, from wherever."""
     guesses_per_address: int = Field(50, ge=1)
     """The same from one address, for whatever account; bounds public calls too, see count_call."""
     registrations_per_address: int = Field(100, ge=1)
-    """Registrations from one address before each further one costs a wait; forgotten in an hour."""
+    """Registrations an hour from one address; each further one costs a wait."""
 
     device_codes_per_address: int = Field(20, ge=1)
     """Logins of devices at one address, or one IPv6 /64, that may wait at once."""

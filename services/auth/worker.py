@@ -49,13 +49,14 @@ async def sweep(database: Database, clock: Clock) -> int:
     """
     Deletes one batch each of old sessions, keys, one-time rows and events; returns how many rows.
 
-    Events and idempotency keys are kept for 72 hours, the others as long as EXPIRING says; an
-    authenticator app that nobody confirmed goes when it no longer can be.
+    Sessions are kept for 72 hours after their lifetime: refresh tokens and ExplainSession can say
+    what became of them. Events and idempotency keys are kept as long, the others as EXPIRING says;
+    an authenticator app that nobody confirmed goes when it no longer can be.
     """
     now = clock.now()
     before = now - idempotency.KEPT
     async with database.transaction() as conn:
-        deleted = await sessions.delete_old_sessions(conn, now)
+        deleted = await sessions.delete_old_sessions(conn, before)
         deleted += await idempotency.forget(conn, KEYS, now)
         for table, kept in lifecycle.EXPIRING.items():
             deleted += await lifecycle.delete_expired(conn, table, now - kept, BATCH)

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from finity.auth.v1 import (
+    auth_pb2,
     mfa_pb2,
     mfa_pb2_grpc,
     oauth_pb2,
@@ -46,10 +47,16 @@ def finish_sign_in(house: House, where: Metadata) -> Awaitable[object]:
     return stub.FinishSignIn(request, metadata=where)
 
 
+def revoke_token(house: House, where: Metadata) -> Awaitable[object]:
+    request = auth_pb2.RevokeTokenRequest(refresh_token="r")
+    return house.auth.RevokeToken(request, metadata=where)
+
+
 CALLS: list[tuple[Ask, str]] = [
     (start_assertion, ""),
     (check_strength, ""),
     (start_sign_in, ""),
+    (revoke_token, ""),
     (finish_sign_in, "OAUTH_STATE_INVALID"),
 ]
 

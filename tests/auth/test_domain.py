@@ -101,7 +101,8 @@ def test_a_session_lives_until_its_first_end() -> None:
         (4, POLICY.reuse + TICK, Verdict.REPLAYED),
         (3, POLICY.grace, Verdict.SUCCESSOR),
         (3, POLICY.grace + TICK, Verdict.REPLAYED),
-        (0, POLICY.grace, Verdict.SUCCESSOR),
+        (2, timedelta(), Verdict.REPLAYED),
+        (0, timedelta(), Verdict.REPLAYED),
         (0, POLICY.grace + TICK, Verdict.REPLAYED),
         (6, timedelta(), Verdict.UNKNOWN),
         (5, POLICY.idle, Verdict.ENDED),
@@ -110,7 +111,7 @@ def test_a_session_lives_until_its_first_end() -> None:
     ],
 )
 def test_reuse_is_judged(presented: int, after: timedelta, verdict: Verdict) -> None:
-    """Any older token is good in the grace, the one before up to the cap, then it is a replay."""
+    """The two before are good in the grace, the last one up to the cap, then it is a replay."""
     assert judge_reuse(SESSION, presented, POLICY, START + after) is verdict
 
 

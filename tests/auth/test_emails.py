@@ -241,6 +241,19 @@ async def test_a_sign_in_with_the_key_again_is_the_same_session(
     )
 
 
+async def test_other_codes_under_a_used_key_are_guesses(
+    emails: EmailService, owner: Connection, ada: User
+) -> None:
+    """They are refused for the key, and count: what the first call sent is not found by trying."""
+    mail = await sign_in_mail(emails, owner, ada)
+    await emails.sign_in(by_code(ada, mail.code), MEANS, Key("public", "SignIn", "k", b"right"))
+    other = Key("public", "SignIn", "k", b"another")
+    reasons = [
+        await reason_of(emails.sign_in(by_code(ada, "none"), MEANS, other)) for _ in "1234567"
+    ]
+    assert reasons == ["IDEMPOTENCY_KEY_REUSED"] * 6 + ["TOO_MANY_ATTEMPTS"]
+
+
 async def test_who_registered_without_the_mailbox_loses_the_account(
     auth: AuthRoom, emails: EmailService, owner: Connection
 ) -> None:

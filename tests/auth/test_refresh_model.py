@@ -27,13 +27,16 @@ from hypothesis.stateful import (
 
 from chassis import revocations
 from chassis.errors import Refusal
+from chassis.idempotency import KEPT
 from chassis.postgres import Connection, Database, open_database
 from chassis.revocations import Revocations
 from services.auth.domain.sessions import (
     EndReason,
     Session,
+    SessionPolicy,
     Verdict,
     judge_reuse,
+    over,
     write_refresh_token,
 )
 from services.auth.service import sessions as service
@@ -57,6 +60,8 @@ from tests.running import PASSWORD
 T = TypeVar("T")
 TICK = timedelta(microseconds=1)
 EXAMPLES, STEPS = 80, 40
+# How long after a rotation a token so many behind the current one is good.
+ALLOWED = {1: POLICY.reuse, 2: POLICY.grace}
 # Hypothesis may end an example early; fewer rules than this prove too little.
 LEAST = 2000
 JUMPS = [
@@ -96,7 +101,7 @@ class Model:
             return "REFRESH_TOKEN_INVALID"
         if number == self.counter:
             self.counter, self.refreshed = self.counter + 1, now
-        elif age > (POLICY.reuse if number == self.counter - 1 else POLICY.grace):
+        elif age > ALLOWED.get(self.counter - number, timedelta(-1)):
             self.ended = "refresh_token_replayed"
             return "REFRESH_TOKEN_REPLAYED"
         return ""
@@ -268,7 +273,7 @@ class Sessions(RuleBasedStateMachine):
         now = self.bench.clock.now()
         self.bench.run(sweep(self.bench.database, self.bench.clock))
         for session in self.models:
-            session.swept = session.swept or session.expires < now
+            session.swept = session.swept or session.expires < now - KEPT
 
     @invariant()
     def the_database_agrees(self) -> None:
@@ -411,6 +416,18 @@ def test_a_forgiven_replay_is_noticed(bench: Bench, monkeypatch: pytest.MonkeyPa
         return Verdict.SUCCESSOR if verdict is Verdict.REPLAYED else verdict
 
     monkeypatch.setattr(service, "judge_reuse", forgiving)
+    fails(bench)
+
+
+def test_a_grace_for_every_token_is_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: where a token of long ago gets the successor in the grace, it fails."""
+
+    def lax(session: Session, presented: int, policy: SessionPolicy, now: datetime) -> Verdict:
+        old = presented < session.counter and now - session.refreshed_at <= policy.grace
+        alive = over(session, policy, now) is None
+        return Verdict.SUCCESSOR if old and alive else judge_reuse(session, presented, policy, now)
+
+    monkeypatch.setattr(service, "judge_reuse", lax)
     fails(bench)
 
 

@@ -12,6 +12,7 @@ from chassis.postgres import Connection, Database
 from services.auth.domain.users import Role
 from services.auth.errors import MfaCodeInvalid, MfaRequired
 from services.auth.service.proofs import Proof, ProofKind
+from services.auth.service.room import SECOND_FACTOR
 from services.auth.store import mfa as store
 from tests.auth.factors import Factors, Somebody, open_factors, opened
 from tests.authenticator import Authenticator
@@ -229,6 +230,17 @@ async def test_guesses_from_everywhere_come_down_to_one_an_hour(factors: Factors
     assert guesses.second.remembered >= 24 * guesses.second.longest
     # Passwords are counted apart: one still gets as far as the second step.
     await ada.challenge()
+
+
+@pytest.mark.parametrize("pause", [0, 86_400])
+def test_a_second_factor_is_guessed_two_dozen_times_a_day(pause: float) -> None:
+    """By whoever never rests, and by whoever lets the count be forgotten each time it is tight."""
+    days, now, tries, failures, last = 60, 0.0, 0, 0.0, 0.0
+    while now < days * 86_400:
+        failures, last, tries = SECOND_FACTOR.left(failures, now - last) + 1, now, tries + 1
+        wait = SECOND_FACTOR.wait(failures)
+        now += pause if pause and wait >= SECOND_FACTOR.longest else wait
+    assert tries <= 24 * days + 2 * SECOND_FACTOR.free + 2
 
 
 async def test_a_passkey_gets_in_whatever_others_guess(factors: Factors) -> None:

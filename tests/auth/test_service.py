@@ -16,7 +16,14 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.auth.__main__ import MIGRATIONS
 from services.auth.domain.users import Role, User
-from services.auth.errors import EmailAlreadyTaken, HashingBusy, LastAdmin, LoginFailed
+from services.auth.errors import (
+    EmailAlreadyTaken,
+    HashingBusy,
+    LastAdmin,
+    LoginFailed,
+    RefreshTokenInvalid,
+    SessionEnded,
+)
 from services.auth.passwords import Passwords
 from services.auth.store import admin_logs as store_admin_logs
 from services.auth.store import users as store_users
@@ -444,9 +451,9 @@ async def test_a_locked_user_can_still_be_referred_to(
 async def test_the_sweeper_deletes_only_what_is_over(
     auth: AuthRoom, auth_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
-    """Sessions go after their lifetime and keys after 72 hours; users and logs stay."""
+    """Keys go after 72 hours, sessions so long after their lifetime; users and logs stay."""
     user = await register(auth, key=a_key())
-    await log_in(auth, user.email)
+    lapsed, _ = await log_in(auth, user.email)
     ended, _ = await log_in(auth, user.email)
     await auth.sessions.logout(ended.session.id, by="user")
     await give_role(auth, user, Role.PRO)
@@ -456,9 +463,16 @@ async def test_the_sweeper_deletes_only_what_is_over(
     assert await sweep(auth_database, clock) == 1
     assert await owner.fetchval("SELECT count(*) FROM auth_idempotency_keys") == 0
     assert await owner.fetchval("SELECT count(*) FROM sessions") == 2
-    clock.advance(days=90)
-    # Two sessions, and what registering wrote to verify the address: its secret and its pause.
-    assert await sweep(auth_database, clock) == 4
+    clock.advance(days=90, microseconds=-1)
+    # What registering wrote to verify the address: its secret and its pause.
+    assert await sweep(auth_database, clock) == 2
+    with pytest.raises(SessionEnded) as over:
+        await auth.sessions.refresh(lapsed.refresh_token)
+    assert over.value.metadata == {"end_reason": "expired"}
+    clock.advance(microseconds=1)
+    assert await sweep(auth_database, clock) == 2
+    with pytest.raises(RefreshTokenInvalid):
+        await auth.sessions.refresh(lapsed.refresh_token)
     for table in ("sessions", "email_verifications", "email_requests"):
         assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table  # noqa: S608
     for table in ("users", "admin_logs", "auth_outbox", "auth_deliveries", "signing_keys"):

@@ -55,6 +55,7 @@ async def rotate(conn: Connection, session_id: UUID, counter: int, now: datetime
         refresh_digest=uuid4().hex,
         access_token_id=str(uuid4()),
         idle_since=now - POLICY.idle,
+        address=None,
         now=now,
     )
 

@@ -10,6 +10,7 @@ READS = ("Get", "List", "Validate", "Search", "Check", "Export", "Explain", "Wat
 CLIENT_IDS = {
     "RefreshSession": ("refresh_token", "one token has one successor, however often it is sent"),
     "Logout": ("", "the session of the token that makes the call is over after one call or two"),
+    "RevokeToken": ("refresh_token", "a session ends once, by whichever of its tokens"),
     "StartDeviceLogin": ("", "a second code is one that nobody approves; it ends in ten minutes"),
     "PollDeviceLogin": ("device_code", "one code opens one session"),
     "InspectDeviceLogin": ("user_code", "it only looks"),

@@ -13,6 +13,9 @@ from uuid import UUID
 _REFRESH_VERSION = 1
 _REFRESH_BODY = struct.Struct(">B16sI")
 _MAC_BYTES = 16
+# How many rotations a token may be behind in the grace. One is a lost answer or a second tab, two a
+# tab whose answer was lost while another one went on; nobody in good faith is further behind.
+GRACE_LAG = 2
 # How long a proof of who is there serves for sensitive actions.
 STEP_UP_AGE = timedelta(minutes=10)
 
@@ -90,7 +93,7 @@ class SessionPolicy:
     idle: timedelta
     absolute: timedelta
     grace: timedelta
-    """After a rotation, how long any older token of the session gets the successor."""
+    """After a rotation, how long the two tokens before the current one get the successor."""
     reuse: timedelta
     """How long the token just before the current one gets it; zero leaves only the grace."""
     key_delay: timedelta = timedelta(minutes=10)
@@ -132,10 +135,10 @@ def judge_reuse(session: Session, presented: int, policy: SessionPolicy, now: da
         return Verdict.ENDED
     if presented > session.counter:
         return Verdict.UNKNOWN
-    since = now - session.refreshed_at
-    if presented == session.counter or since <= policy.grace:
+    since, lag = now - session.refreshed_at, session.counter - presented
+    if lag == 0 or (lag <= GRACE_LAG and since <= policy.grace):
         return Verdict.SUCCESSOR
-    if presented == session.counter - 1 and since <= policy.reuse:
+    if lag == 1 and since <= policy.reuse:
         return Verdict.SUCCESSOR
     return Verdict.REPLAYED
 

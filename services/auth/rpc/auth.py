@@ -71,6 +71,12 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             await self._sessions.logout(caller.session_id, by=caller.actor_key)
         return auth_pb2.LogoutResponse()
 
+    async def RevokeToken(
+        self, request: auth_pb2.RevokeTokenRequest, context: Context
+    ) -> auth_pb2.RevokeTokenResponse:
+        await self._sessions.revoke_token(request.refresh_token, current_call().address())
+        return auth_pb2.RevokeTokenResponse()
+
     async def ValidateToken(
         self, request: auth_pb2.ValidateTokenRequest, context: Context
     ) -> auth_pb2.ValidateTokenResponse:

@@ -27,7 +27,8 @@ async def count_call(room: Room, kind: str, address: str | None) -> None:
     For what anybody may call and what costs a row, a call elsewhere or a calculation.
     """
     free = CALLS_PER_GUESS * room.guesses.address.free
-    # Past the bound one call a minute is left: too few to cost anything, enough for a person.
+    # Past the bound a call is left whenever one has leaked away, at the least each minute: too few
+    # to cost anything, enough for a person.
     limit = Limit(kind, free=free, first=1.0, longest=60.0)
     one = Try(limit, room.pseudonym(network(address)))
     await room.limits.check(one)

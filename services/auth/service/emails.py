@@ -2,7 +2,7 @@
 
 import contextlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -13,7 +13,7 @@ from chassis.idempotency import Key
 from chassis.ids import uuid7
 from chassis.limits import Try
 from chassis.postgres import Connection
-from chassis.refusals import TooManyAttempts
+from chassis.refusals import IdempotencyKeyReused, TooManyAttempts
 from chassis.revocations import Revocations
 from services.auth.domain import one_time
 from services.auth.domain.devices import withdrawn
@@ -182,7 +182,10 @@ class EmailService:
         opened: tuple[Tokens, User] | None = None
         held: MfaRequired | None = None
         revoked: Revocations | None = None
-        async with self._room.database.transaction() as conn:
+        async with (
+            self._counting_reuse(proof, means.address),
+            self._room.database.transaction() as conn,
+        ):
 
             async def effect() -> _Answer:
                 nonlocal opened, held, revoked
@@ -384,6 +387,15 @@ class EmailService:
         # Guesses beside this one are bounded by the row's count; what was proved stays proved.
         with contextlib.suppress(TooManyAttempts):
             await self._attempts.succeeded(_codes_of(proof), address)
+
+    @contextlib.asynccontextmanager
+    async def _counting_reuse(self, proof: Proof, address: str | None) -> AsyncIterator[None]:
+        """Counts another code under a key that was used: a guess at what the first call proved."""
+        try:
+            yield
+        except IdempotencyKeyReused:
+            await self._count(proof, address, good=False)
+            raise
 
     async def _limit(self, address: str | None) -> None:
         """TooManyAttempts if one client has mails sent to ever more people."""

@@ -29,7 +29,8 @@ KEYS = "auth_idempotency_keys"
 
 
 # Three codes of a million are right at any time, and no owner of a second factor needs ten tries an
-# hour. Whoever keeps guessing gets one an hour; to wait until it is forgotten gains nothing.
+# hour. Whoever keeps guessing gets one an hour, as fewer leak away; to wait until all are forgotten
+# gains nothing.
 SECOND_FACTOR = Limit("second", free=10, first=1.0, longest=3600.0, remembered=86400.0)
 
 

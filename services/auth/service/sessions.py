@@ -34,7 +34,7 @@ from services.auth.errors import (
     RefreshTokenReplayed,
     SessionEnded,
 )
-from services.auth.service.attempts import Attempts
+from services.auth.service.attempts import Attempts, count_call
 from services.auth.service.room import KEYS, Room
 from services.auth.store import mfa, sessions, users
 
@@ -228,7 +228,7 @@ class SessionService:
         """
         session = await sessions.get_session(conn, session_id)
         user = await users.get_user(conn, session.user_id) if session else None
-        # Only a session whose lifetime is over is deleted.
+        # Only a session whose lifetime is long over is deleted.
         why = over(session, self._room.policy, now) if session else EndReason.EXPIRED
         if session is None or user is None or why is not None:
             raise SessionEnded(metadata={"end_reason": why or ""})
@@ -245,7 +245,7 @@ class SessionService:
         """
         Rotates a refresh token, or says why not; see domain.judge_reuse for the rule.
 
-        `address` is where it came from, kept if it turns out to be a replay.
+        `address` is where it came from, kept as where the session or its replay was seen last.
         """
         presented = read_refresh_token(self._refresh_key, refresh_token)
         if presented is None:
@@ -263,6 +263,7 @@ class SessionService:
                 refresh_digest=digest(successor),
                 access_token_id=token_id,
                 idle_since=now - self._room.policy.idle,
+                address=address,
                 now=now,
             )
             if session is None:
@@ -286,6 +287,26 @@ class SessionService:
             )
         if ended:
             await self._room.announce(Revocations([session_id], []))
+
+    async def revoke_token(self, refresh_token: str, address: str | None) -> None:
+        """
+        Ends the session of a refresh token; any other text changes nothing (RFC 7009).
+
+        An older token does it too: whoever has one could end the session by its replay.
+        TooManyAttempts if one network asks ever more often.
+        """
+        await count_call(self._room, "revoke", address)
+        presented = read_refresh_token(self._refresh_key, refresh_token)
+        if presented is None:
+            return
+        session_id, counter = presented
+        async with self._room.database.connection() as conn:
+            session = await sessions.get_session(conn, session_id)
+        # A counter only grows, and whose a session is never changes: no lock is needed.
+        if session is None or counter > session.counter:
+            return
+        if over(session, self._room.policy, self._room.clock.now()) is None:
+            await self.logout(session_id, by=f"user:{session.impersonated_by or session.user_id}")
 
     async def validate_token(self, token: str) -> Introspection | None:
         """Returns what a good access token says, None for any other (RFC 7662 section 2.2)."""

@@ -111,12 +111,17 @@ async def rotate_session(
     refresh_digest: str,
     access_token_id: str,
     idle_since: datetime,
+    address: str | None,
     now: datetime,
 ) -> Session | None:
-    """Moves a living session from `counter` to the next one; None if it is not there any more."""
+    """
+    Moves a living session from `counter` to the next one; None if it is not there any more.
+
+    It was then seen now and at `address`, if that is known.
+    """
     row = await conn.fetchrow(
         "UPDATE sessions SET counter = counter + 1, refresh_token = $3, access_token = $4,"
-        " refreshed_at = $6, last_seen_at = $6"
+        " refreshed_at = $6, last_seen_at = $6, address = coalesce($7, address)"
         " WHERE id = $1 AND counter = $2 AND ended_at IS NULL AND expires_at > $6"
         f" AND refreshed_at > $5 RETURNING {_SESSION}",
         session_id,
@@ -125,6 +130,7 @@ async def rotate_session(
         access_token_id,
         idle_since,
         now,
+        address,
     )
     return _session(row) if row else None
 

@@ -25,6 +25,10 @@ def _refresh(given: Given) -> Message:
     return auth_pb2.RefreshSessionRequest(refresh_token=token)
 
 
+def _revoke(given: Given) -> Message:
+    return auth_pb2.RevokeTokenRequest(refresh_token=given.somebody.tokens.refresh_token)
+
+
 def _validate(given: Given) -> Message:
     return auth_pb2.ValidateTokenRequest(token=given.somebody.tokens.access_token)
 
@@ -40,6 +44,7 @@ FACTORIES: dict[Any, Callable[[Given], Message]] = {
     auth_pb2.LoginRequest: _login,
     auth_pb2.RefreshSessionRequest: _refresh,
     auth_pb2.LogoutRequest: lambda _: auth_pb2.LogoutRequest(),
+    auth_pb2.RevokeTokenRequest: _revoke,
     auth_pb2.ValidateTokenRequest: _validate,
     auth_pb2.GetUserRequest: lambda given: auth_pb2.GetUserRequest(user_id=given.subject),
     auth_pb2.ListUsersRequest: lambda _: auth_pb2.ListUsersRequest(page_size=3),

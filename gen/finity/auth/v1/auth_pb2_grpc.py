@@ -55,6 +55,11 @@ class AuthServiceStub:
                 request_serializer=finity_dot_auth_dot_v1_dot_auth__pb2.LogoutRequest.SerializeToString,
                 response_deserializer=finity_dot_auth_dot_v1_dot_auth__pb2.LogoutResponse.FromString,
                 _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/finity.auth.v1.AuthService/RevokeToken',
+                request_serializer=finity_dot_auth_dot_v1_dot_auth__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=finity_dot_auth_dot_v1_dot_auth__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
         self.ValidateToken = channel.unary_unary(
                 '/finity.auth.v1.AuthService/ValidateToken',
                 request_serializer=finity_dot_auth_dot_v1_dot_auth__pb2.ValidateTokenRequest.SerializeToString,
@@ -102,6 +107,9 @@ class AuthServiceServicer:
     def Login(self, request, context):
         """Exchanges an e-mail address and a password for a session. An unknown
         address and a wrong password cost the same time and get the same answer.
+        Wrong ones slow down the account, the address and the pair of both
+        (TOO_MANY_ATTEMPTS): a service that calls for people sends the address of
+        each as x-forwarded-for, else its own counts for all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,7 +119,7 @@ class AuthServiceServicer:
         """Exchanges a refresh token for its successor and a new access token
         (RFC 6749 section 6, RFC 9700 section 4.14). Parallel use of one token and
         a repeat after a lost answer return the same successor; the replay of an
-        older token ends the session. The previous access token stays valid.
+        older token ends the session, at any time that of one more than two behind. The previous access token stays valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +127,18 @@ class AuthServiceServicer:
 
     def Logout(self, request, context):
         """Ends the session of the access token that makes the call. Its tokens are
-        refused by every service within a second.
+        refused by every service within a second. RevokeToken does the same with a
+        refresh token, for clients whose access token is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Ends the session of a refresh token (RFC 7009): logging out without an
+        access token that is still good. Its tokens are refused by every service
+        within a second. A token that was not issued here, or whose session is over,
+        gets the same answer. TOO_MANY_ATTEMPTS if one network asks ever more often.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,6 +217,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.Logout,
                     request_deserializer=finity_dot_auth_dot_v1_dot_auth__pb2.LogoutRequest.FromString,
                     response_serializer=finity_dot_auth_dot_v1_dot_auth__pb2.LogoutResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=finity_dot_auth_dot_v1_dot_auth__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=finity_dot_auth_dot_v1_dot_auth__pb2.RevokeTokenResponse.SerializeToString,
             ),
             'ValidateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateToken,
@@ -339,6 +363,33 @@ class AuthService:
             '/finity.auth.v1.AuthService/Logout',
             finity_dot_auth_dot_v1_dot_auth__pb2.LogoutRequest.SerializeToString,
             finity_dot_auth_dot_v1_dot_auth__pb2.LogoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/finity.auth.v1.AuthService/RevokeToken',
+            finity_dot_auth_dot_v1_dot_auth__pb2.RevokeTokenRequest.SerializeToString,
+            finity_dot_auth_dot_v1_dot_auth__pb2.RevokeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

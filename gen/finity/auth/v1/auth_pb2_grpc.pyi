@@ -23,16 +23,26 @@ class AuthServiceStub:
     Login: _aio.UnaryUnaryMultiCallable[_auth_pb2.LoginRequest, _auth_pb2.LoginResponse]
     """Exchanges an e-mail address and a password for a session. An unknown
     address and a wrong password cost the same time and get the same answer.
+    Wrong ones slow down the account, the address and the pair of both
+    (TOO_MANY_ATTEMPTS): a service that calls for people sends the address of
+    each as x-forwarded-for, else its own counts for all of them.
     """
     RefreshSession: _aio.UnaryUnaryMultiCallable[_auth_pb2.RefreshSessionRequest, _auth_pb2.RefreshSessionResponse]
     """Exchanges a refresh token for its successor and a new access token
     (RFC 6749 section 6, RFC 9700 section 4.14). Parallel use of one token and
     a repeat after a lost answer return the same successor; the replay of an
-    older token ends the session. The previous access token stays valid.
+    older token ends the session, at any time that of one more than two behind. The previous access token stays valid.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_pb2.LogoutRequest, _auth_pb2.LogoutResponse]
     """Ends the session of the access token that makes the call. Its tokens are
-    refused by every service within a second.
+    refused by every service within a second. RevokeToken does the same with a
+    refresh token, for clients whose access token is over.
+    """
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.RevokeTokenRequest, _auth_pb2.RevokeTokenResponse]
+    """Ends the session of a refresh token (RFC 7009): logging out without an
+    access token that is still good. Its tokens are refused by every service
+    within a second. A token that was not issued here, or whose session is over,
+    gets the same answer. TOO_MANY_ATTEMPTS if one network asks ever more often.
     """
     ValidateToken: _aio.UnaryUnaryMultiCallable[_auth_pb2.ValidateTokenRequest, _auth_pb2.ValidateTokenResponse]
     """Tells whether an access token is good now and what it says (semantics of
@@ -81,6 +91,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_auth_pb2.LoginResponse]:
         """Exchanges an e-mail address and a password for a session. An unknown
         address and a wrong password cost the same time and get the same answer.
+        Wrong ones slow down the account, the address and the pair of both
+        (TOO_MANY_ATTEMPTS): a service that calls for people sends the address of
+        each as x-forwarded-for, else its own counts for all of them.
         """
 
     @_abc_1.abstractmethod
@@ -92,7 +105,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Exchanges a refresh token for its successor and a new access token
         (RFC 6749 section 6, RFC 9700 section 4.14). Parallel use of one token and
         a repeat after a lost answer return the same successor; the replay of an
-        older token ends the session. The previous access token stays valid.
+        older token ends the session, at any time that of one more than two behind. The previous access token stays valid.
         """
 
     @_abc_1.abstractmethod
@@ -102,7 +115,20 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_pb2.LogoutRequest, _abc.Awaitable[_auth_pb2.LogoutResponse]],
     ) -> _abc.Awaitable[_auth_pb2.LogoutResponse]:
         """Ends the session of the access token that makes the call. Its tokens are
-        refused by every service within a second.
+        refused by every service within a second. RevokeToken does the same with a
+        refresh token, for clients whose access token is over.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _auth_pb2.RevokeTokenRequest,
+        context: _aio.ServicerContext[_auth_pb2.RevokeTokenRequest, _abc.Awaitable[_auth_pb2.RevokeTokenResponse]],
+    ) -> _abc.Awaitable[_auth_pb2.RevokeTokenResponse]:
+        """Ends the session of a refresh token (RFC 7009): logging out without an
+        access token that is still good. Its tokens are refused by every service
+        within a second. A token that was not issued here, or whose session is over,
+        gets the same answer. TOO_MANY_ATTEMPTS if one network asks ever more often.
         """
 
     @_abc_1.abstractmethod

@@ -75,7 +75,7 @@ class Session(_message.Message):
     device: _builtins.str
     """What the client or the user calls it; may be empty."""
     address: _builtins.str
-    """IP address it was opened from; empty if unknown."""
+    """IP address it was last opened or refreshed from; empty if unknown."""
     acr: _builtins.str
     """How strong that is: "aal1" or "aal2"."""
     current: _builtins.bool

@@ -103,7 +103,7 @@ class SessionServiceServicer:
     def ExplainSession(self, request, context):
         """Tells whether a session lives, until when, or when and why it ended, by
         whom, and what a replay of its refresh token looked like. A session is
-        deleted after its expire_time and unknown from then on.
+        deleted 72 hours after its expire_time and unknown from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class SessionServiceStub:
     ExplainSession: _aio.UnaryUnaryMultiCallable[_session_pb2.ExplainSessionRequest, _session_pb2.ExplainSessionResponse]
     """Tells whether a session lives, until when, or when and why it ended, by
     whom, and what a replay of its refresh token looked like. A session is
-    deleted after its expire_time and unknown from then on.
+    deleted 72 hours after its expire_time and unknown from then on.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -89,7 +89,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_session_pb2.ExplainSessionResponse]:
         """Tells whether a session lives, until when, or when and why it ended, by
         whom, and what a replay of its refresh token looked like. A session is
-        deleted after its expire_time and unknown from then on.
+        deleted 72 hours after its expire_time and unknown from then on.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _aio.Server) -> None: ...
