@@ -19,6 +19,7 @@ import pytest
 
 from chassis import migrate
 from chassis.postgres import Connection, Database, open_database
+from services.usage.store import PLANNER
 from suite.postgres import EmbeddedPostgres
 from suite.valkey import EmbeddedValkey
 from tests.fakes import FakeClock
@@ -130,7 +131,9 @@ async def auth_database(database_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def usage_database(database_url: str) -> AsyncIterator[Database]:
     """The test's database as the usage room may use it."""
-    async with open_database(database_url, role="finity_usage", application="test") as database:
+    async with open_database(
+        database_url, role="finity_usage", application="test", settings=PLANNER
+    ) as database:
         yield database
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -55,6 +55,17 @@ class Exceeded(NamedTuple):
     limit: int
     used: int
     resets_at: datetime
+
+    def told(self) -> dict[str, str]:
+        """Returns what a product needs to show; times as RFC 3339 has them."""
+        return {
+            "tool": self.tool_name,
+            "window": self.window.name,
+            "unit": self.unit.value,
+            "limit": str(self.limit),
+            "used": str(self.used),
+            "resets_at": self.resets_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        }
 
 
 @dataclass(slots=True)

@@ -9,8 +9,10 @@ from uuid import UUID
 
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
+from services.usage.domain.calendar import Window
 from services.usage.domain.holds import Hold, State
 from services.usage.domain.metering import Event
+from services.usage.domain.quotas import Exceeded, Limits
 
 DEFAULT_TTL = timedelta(minutes=5)
 
@@ -39,6 +41,8 @@ class Outcome(Enum):
     RELEASED = "released"
     EXPIRED = "expired"
     FENCED = "fenced"
+    QUOTA_WINDOW = "quota_window"
+    RATE_LIMIT = "rate_limit"
 
 
 class Reserve(NamedTuple):
@@ -131,6 +135,8 @@ class Result(NamedTuple):
     calls: tuple[Event, ...] = ()
     """Those of a lease that was settled just now."""
     renewed: Hold | None = None
+    exceeded: Exceeded | None = None
+    """The quota that left no room for it."""
 
 
 _RESOLVED = {
@@ -157,6 +163,8 @@ class Desk:
     """By user and holder; the lease of each is among the holds."""
     moved: set[tuple[UUID, str]] = field(default_factory=set)
     """Fences to be written."""
+    limits: Mapping[UUID, Limits] = field(default_factory=dict)
+    """The quotas of accounts that have some, for the tools of the requests."""
 
     def decide(self, request: Request) -> Result:
         """Does what is asked if it can be done; what was done before is answered as then."""
@@ -197,12 +205,18 @@ class Desk:
         hold = self._find(request.id)
         if hold is not None:
             return _reserved_before(hold, request)
-        refused = self._admit(request.user_id) or self._cover(request.user_id, request.credits)
+        refused = (
+            self._admit(request.user_id)
+            or self._limit(request)
+            or self._cover(request.user_id, request.credits)
+        )
         if refused is not None:
             return refused
         if request.id in self.recorded:
             return Result(Outcome.EVENT_ID_REUSED)
         hold = self._hold(request)
+        if limit := self.limits.get(request.user_id):
+            limit.count(request.tool_name, request.credits)
         return Result(Outcome.DONE, hold, hold.available)
 
     def _hold(self, request: Reserve | Lease, fence: int = 0) -> Hold:
@@ -318,6 +332,16 @@ class Desk:
         if book.closed_at is not None:
             return Result(Outcome.ACCOUNT_CLOSED)
         return None
+
+    def _limit(self, request: Reserve) -> Result | None:
+        """Refuses what a quota has no room for; a hold counts when it is admitted."""
+        limit = self.limits.get(request.user_id)
+        exceeded = limit.exceeded(request.tool_name, request.credits) if limit else None
+        if exceeded is None:
+            return None
+        minute = exceeded.window is Window.MINUTE
+        outcome = Outcome.RATE_LIMIT if minute else Outcome.QUOTA_WINDOW
+        return Result(outcome, exceeded=exceeded)
 
     def _cover(self, user_id: UUID, amount: int, back: int = 0) -> Result | None:
         """Refuses what is more than there is and comes `back` first."""

@@ -32,22 +32,11 @@ def refusal_of(cost: int, result: Result, now: datetime) -> Refusal:
     kind, why = REFUSALS[result.outcome], result.why
     if isinstance(why, Exceeded):
         left = (why.resets_at - now).total_seconds()
-        return kind(metadata=_exceeded(why), retry_after=max(left, 0.0))
+        return kind(metadata=why.told(), retry_after=max(left, 0.0))
     if result.outcome is Outcome.NO_CREDITS:
         told = {"balance": str(result.available), "credits": str(cost)}
         return kind(metadata=told | _short(why))
     return kind()
-
-
-def _exceeded(why: Exceeded) -> dict[str, str]:
-    return {
-        "tool": why.tool_name,
-        "window": why.window.name,
-        "unit": why.unit.value,
-        "limit": str(why.limit),
-        "used": str(why.used),
-        "resets_at": _text(why.resets_at),
-    }
 
 
 def _short(why: Short | None) -> dict[str, str]:

@@ -30,6 +30,8 @@ from services.usage.errors import (
     EventIdReused,
     LeaseFenced,
     NoCredits,
+    QuotaWindow,
+    RateLimit,
     ReservationCommitted,
     ReservationExceeded,
     ReservationExpired,
@@ -37,6 +39,7 @@ from services.usage.errors import (
     ReservationNotFound,
     ReservationReleased,
 )
+from services.usage.service.limits import load_limits, write_limits
 from services.usage.service.metering import FLUSH_LOCK_MS
 from services.usage.service.room import Room, lock_book
 from services.usage.store import accounts, metering
@@ -57,6 +60,8 @@ _REFUSALS: dict[Outcome, type[Refusal]] = {
     Outcome.RELEASED: ReservationReleased,
     Outcome.EXPIRED: ReservationExpired,
     Outcome.FENCED: LeaseFenced,
+    Outcome.QUOTA_WINDOW: QuotaWindow,
+    Outcome.RATE_LIMIT: RateLimit,
 }
 
 
@@ -99,8 +104,15 @@ class ReservationService:
     async def _ask(self, request: Request) -> tuple[Hold, int, Hold | None]:
         (result,) = await self.desk.submit([request])
         if result.outcome is not Outcome.DONE or result.hold is None:
-            raise _REFUSALS[result.outcome](metadata=_metadata(result))
+            raise self._refusal(result)
         return result.hold, result.available, result.renewed
+
+    def _refusal(self, result: Result) -> Refusal:
+        kind, exceeded = _REFUSALS[result.outcome], result.exceeded
+        if exceeded is None:
+            return kind(metadata=_metadata(result))
+        left = (exceeded.resets_at - self._room.clock.now()).total_seconds()
+        return kind(metadata=exceeded.told(), retry_after=max(left, 0.0))
 
     async def _find(self, conn: Connection, user_id: UUID, reservation_id: UUID) -> Hold:
         holds = await store.find_holds(conn, [reservation_id])
@@ -127,11 +139,13 @@ class ReservationService:
                 else:
                     books, busy = await accounts.lock_free_books(conn, users, now)
                 desk = await _desk(conn, requests, books, busy, now)
+                desk.limits = await load_limits(conn, books, now, _tools(requests))
                 results = [desk.decide(request) for request in requests]
                 changed = [book for book in books.values() if book.changed_holds]
                 if changed:
                     await accounts.write_books(conn, changed, now)
                     await _write_calls(conn, results)
+                    await write_limits(conn, desk.limits)
                 if desk.moved:
                     moved = {holder: desk.fences[holder] for holder in sorted(desk.moved)}
                     await store.write_fences(conn, moved)
@@ -173,6 +187,10 @@ async def _desk(
 
 def _open(holds: Iterable[Hold]) -> list[Hold]:
     return [hold for hold in holds if hold.state is State.OPEN]
+
+
+def _tools(requests: Sequence[Request]) -> set[str]:
+    return {request.tool_name for request in requests if isinstance(request, Reserve)}
 
 
 async def _write_calls(conn: Connection, results: Sequence[Result]) -> None:

@@ -24,7 +24,10 @@ class QuotaServiceStub:
 
     What is counted: calls as they are admitted, by the time of admission and not
     by the event's own, from when the scope has a quota on. A call that is refused
-    or was recorded before counts nowhere. A new limit keeps the window's count.
+    or was recorded before counts nowhere. A new limit keeps the window's count. A
+    reservation counts as one call of its credits when it is admitted; its commit is
+    admitted by then, and what it gives back stays counted. What is burned on a
+    lease is bounded by the lease alone.
 
     Windows: MINUTE is a minute of UTC; DAY and MONTH are those of the calendar in
     the account's time zone. A window that has begun is never begun again: whoever
@@ -75,7 +78,10 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
 
     What is counted: calls as they are admitted, by the time of admission and not
     by the event's own, from when the scope has a quota on. A call that is refused
-    or was recorded before counts nowhere. A new limit keeps the window's count.
+    or was recorded before counts nowhere. A new limit keeps the window's count. A
+    reservation counts as one call of its credits when it is admitted; its commit is
+    admitted by then, and what it gives back stays counted. What is burned on a
+    lease is bounded by the lease alone.
 
     Windows: MINUTE is a minute of UTC; DAY and MONTH are those of the calendar in
     the account's time zone. A window that has begun is never begun again: whoever
