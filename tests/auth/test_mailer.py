@@ -49,14 +49,10 @@ PLAIN = {
     "device_approved",
     "email_changed",
 }
-NEEDED = {
-    "email_change_requested": {"new_email": "a…@example.com"},
-    "sign_in_methods_changed": {"change": "A passkey was added."},
-}
-
 # What must be given to those that need more.
 NEEDED = {
     "email_change_requested": {"new_email": "a…@example.com"},
+    "sign_in_methods_changed": {"change": "A passkey was added."},
     "usage_threshold": {"percent": "80", "month": "2026-01", "used": "8", "available": "2"},
 }
 

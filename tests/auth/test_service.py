@@ -331,7 +331,7 @@ async def test_roles_from_before_are_announced(auth: AuthRoom, owner: Connection
     announced = "SELECT payload FROM auth_outbox WHERE topic = 'role_changed'"
     (changed,) = await owner.fetch(announced)
     await owner.execute("DELETE FROM auth_deliveries; DELETE FROM auth_outbox")
-    await owner.execute((MIGRATIONS.directory / "0013_announce_roles.sql").read_text())
+    await owner.execute((MIGRATIONS.directory / "0014_announce_roles.sql").read_text())
     assert await owner.fetch(announced) == [changed]
     due = await owner.fetch("SELECT consumer FROM auth_deliveries WHERE state = 'due'")
     assert [row["consumer"] for row in due] == ["usage"]

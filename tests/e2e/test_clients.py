@@ -98,7 +98,8 @@ def test_python_records_usage_and_reads_the_reason_of_a_refusal(shell: dict[str,
     refused = python(shell, shell["USER_ID"], "3000")
     assert refused.returncode == 1
     assert re.fullmatch(
-        r"refused: FAILED_PRECONDITION NO_CREDITS balance=\d+ credits=3000\n", refused.stderr
+        r"refused: FAILED_PRECONDITION NO_CREDITS balance=\d+ credits=3000 short_by=\d+\n",
+        refused.stderr,
     )
     keyless = python(shell | {"FINITY_SERVICE_KEY": "wrong"}, shell["USER_ID"])
     assert keyless.stderr == "refused: UNAUTHENTICATED CREDENTIALS_INVALID\n"
@@ -112,7 +113,8 @@ def test_node_does_the_same(shell: dict[str, str], node_script: Path) -> None:
     refused = run(["node", str(node_script), shell["USER_ID"], "3000"], shell)
     assert refused.returncode == 1
     assert re.fullmatch(
-        r"refused: FAILED_PRECONDITION NO_CREDITS balance=\d+ credits=3000\n", refused.stderr
+        r"refused: FAILED_PRECONDITION NO_CREDITS balance=\d+ credits=3000 short_by=\d+\n",
+        refused.stderr,
     )
     keyless = run(
         ["node", str(node_script), shell["USER_ID"]], shell | {"FINITY_SERVICE_KEY": "wrong"}

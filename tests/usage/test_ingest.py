@@ -258,7 +258,7 @@ async def test_a_full_queue_ends_the_stream_with_a_delay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """OVERLOADED says when to come back; nothing of the batch is recorded."""
-    settings = {"queue_events": 1000, "flush_events": 1}
+    settings = {"queue_events": 2000, "flush_events": 1}
     async with open_house(database_url, redis_url, transport, clock, **settings) as house:
         user_id = await person(house, credits=10_000)
         gate = Gate(monkeypatch)

@@ -259,11 +259,9 @@ async def test_the_month_is_read_by_an_index(
 
 async def test_the_user_gets_a_mail(house: House) -> None:
     """From the call that spends the credits to auth's outbox, once, for a verified address."""
-    person, unverified = await house.person(credits=10), await house.person(credits=10)
+    person = await house.person(credits=10)
+    unverified = await house.person(credits=10, verified=False)
     async with connect_owner(house.database_url) as owner:
-        await owner.execute(
-            "UPDATE users SET email_verified_at = now() WHERE id = $1", UUID(person.user_id)
-        )
         for each in (person, unverified):
             event = make_event(UUID(each.user_id), FakeClock().now(), credits=10)
             request = usage_pb2.RecordUsageRequest(
