@@ -8,7 +8,7 @@ from uuid import UUID
 from chassis.ids import uuid7
 from chassis.refusals import Conflict
 from services.usage.domain.holds import Hold
-from services.usage.domain.reservations import Commit, Overage, Request, Reserve
+from services.usage.domain.requests import Commit, Overage, Request, Reserve
 from services.usage.service.use_cases import UseCases
 from tests.fakes import FakeClock
 

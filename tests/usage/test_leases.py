@@ -11,7 +11,7 @@ from grpc import StatusCode, aio
 
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
-from services.usage.domain.reservations import Lease, Release, Renewal, Settle
+from services.usage.domain.requests import Lease, Release, Renewal, Settle
 from services.usage.service.use_cases import UseCases
 from tests.factories import (
     at_once,

@@ -9,7 +9,7 @@ import pytest
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.usage.domain.holds import State
-from services.usage.domain.reservations import Extend, Overage, Release, Request
+from services.usage.domain.requests import Extend, Overage, Release, Request
 from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (

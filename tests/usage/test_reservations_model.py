@@ -31,7 +31,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, Database, open_database
 from services.usage.domain.accounts import Balance, Kind
 from services.usage.domain.holds import State
-from services.usage.domain.reservations import Commit, Extend, Overage, Release, Request, Reserve
+from services.usage.domain.requests import Commit, Extend, Overage, Release, Request, Reserve
 from services.usage.service.room import lock_book
 from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts

@@ -9,7 +9,7 @@ import pytest
 
 from chassis.errors import Refusal
 from chassis.postgres import Connection, Database
-from services.usage.domain.reservations import Release, Reserve
+from services.usage.domain.requests import Release, Reserve
 from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (

@@ -13,8 +13,7 @@ from chassis.times import to_timestamp
 from services.usage.domain import metering
 from services.usage.domain.holds import Hold, State
 from services.usage.domain.metering import Event
-from services.usage.domain.reservations import (
-    DEFAULT_TTL,
+from services.usage.domain.requests import (
     Commit,
     Extend,
     Lease,
@@ -24,6 +23,7 @@ from services.usage.domain.reservations import (
     Reserve,
     Settle,
 )
+from services.usage.domain.reservations import DEFAULT_TTL
 from services.usage.errors import EventTimeOutOfRange
 from services.usage.service.reservations import ReservationService
 

@@ -15,15 +15,8 @@ from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
 from services.usage.domain.holds import Hold, State
 from services.usage.domain.metering import Event
-from services.usage.domain.reservations import (
-    Desk,
-    Lease,
-    Outcome,
-    Request,
-    Reserve,
-    Result,
-    Settle,
-)
+from services.usage.domain.requests import Lease, Outcome, Request, Reserve, Result, Settle
+from services.usage.domain.reservations import Desk
 from services.usage.errors import (
     AccountClosed,
     AccountNotOpen,

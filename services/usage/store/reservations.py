@@ -9,7 +9,7 @@ from asyncpg import Record
 from chassis.postgres import Connection
 from services.usage.domain.accounts import Draw
 from services.usage.domain.holds import Hold, State
-from services.usage.domain.reservations import Fence
+from services.usage.domain.requests import Fence
 
 _HOLD = (
     "r.id, r.user_id, r.amount, r.tool_name, r.created_at, r.first_expires_at, r.expires_at,"
