@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -87,7 +88,13 @@ def python(shell: dict[str, str], *arguments: str) -> subprocess.CompletedProces
 
 
 def test_curl_reads_the_balance_through_the_gateway(shell: dict[str, str]) -> None:
-    answered = run(["/bin/sh", "-c", BALANCE], shell)
+    until = time.monotonic() + 30
+    while True:
+        answered = run(["/bin/sh", "-c", BALANCE], shell)
+        # The account opens moments after the registration, by an event.
+        if "ACCOUNT_NOT_OPEN" not in answered.stdout or time.monotonic() > until:
+            break
+        time.sleep(0.1)
     assert f'"user_id":"{shell["USER_ID"]}"' in answered.stdout
     assert '"granted":"100"' in answered.stdout
 
