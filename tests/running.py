@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from services.auth import config as auth_config
 from services.auth.__main__ import composed as compose_auth
 from services.usage import config as usage_config
 from services.usage.__main__ import composed as compose_usage
+from suite.ports import free_ports
 from tests import github
 from tests.owner import connect_owner, make_admin, verify_address
 
@@ -98,7 +98,7 @@ async def open_house(
     database_url: str, redis_url: str, transport: str, clock: Clock, **overrides: Any
 ) -> AsyncIterator[House]:
     """Serves both rooms on free ports; `overrides` are settings of either."""
-    auth_port, usage_port = free_port(), free_port()
+    auth_port, usage_port = free_ports(2)
     shared: dict[str, Any] = {
         "database_url": database_url,
         "redis_url": redis_url,
@@ -157,13 +157,6 @@ def derive(purpose: str) -> bytes:
 def bearer(token: str) -> Metadata:
     """Returns the metadata that presents a token or key."""
     return (("authorization", f"Bearer {token}"),)
-
-
-def free_port() -> int:
-    """Returns a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def refusal_of(error: aio.AioRpcError) -> tuple[StatusCode, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 
-from tests.running import free_port
+from suite.ports import free_port
 
 _LINK = re.compile(r"https?://\S+#token=([A-Za-z0-9_-]+)")
 _CODE = re.compile(r"\b(\d{6})\b")

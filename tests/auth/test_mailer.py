@@ -28,10 +28,10 @@ from services.auth.domain.emails import say_time
 from services.auth.domain.one_time import code_of, secret_of
 from services.auth.mailer import CALLS, PAGES, TEMPLATES, Mailer, SmtpServer
 from services.auth.service.mail import MAIL, SMTP, Mail, enqueue
+from suite.ports import free_port
 from tests.chassis.waiting import until
 from tests.factories import an_address
 from tests.fakes import FakeClock
-from tests.running import free_port
 from tests.smtp import Mailbox, open_mailbox
 
 SENDER = "Finity <no-reply@mail.example>"

@@ -18,9 +18,10 @@ from chassis.settings import load
 from services.auth.__main__ import composed
 from services.auth.config import Settings
 from services.auth.keys import open_key
+from suite.ports import free_port
 from tests.factories import an_address, start_process
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, bearer, free_port
+from tests.running import SERVICE_KEY, bearer
 
 # The transport itself may report a failed bind before it raises.
 LOGGED = re.compile(r"[EWI]\d{4} |\d{4}-\d\d-\d\dT")

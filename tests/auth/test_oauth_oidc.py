@@ -15,21 +15,12 @@ from finity.usage.v1 import usage_pb2
 from grpc import StatusCode, aio
 
 from chassis.postgres import Connection
+from suite.ports import free_port
 from tests.factories import answers_with, connect_owner, eventually
 from tests.fakes import FakeClock
 from tests.oidc.provider import REDIRECT_URI, OpenIdProvider, serving, visit
 from tests.owner import verify_address
-from tests.running import (
-    PASSWORD,
-    House,
-    Metadata,
-    Person,
-    bearer,
-    free_port,
-    info_of,
-    open_house,
-    refusal_of,
-)
+from tests.running import PASSWORD, House, Metadata, Person, bearer, info_of, open_house, refusal_of
 
 STATE_INVALID = (StatusCode.UNAUTHENTICATED, "OAUTH_STATE_INVALID")
 UNAVAILABLE = (StatusCode.UNAVAILABLE, "OAUTH_PROVIDER_UNAVAILABLE")

@@ -10,8 +10,9 @@ from grpc import StatusCode, aio
 
 from chassis.postgres import Connection
 from services.auth.domain.sessions import digest
+from suite.ports import free_port
 from tests.factories import Process, an_address, start_process
-from tests.running import PASSWORD, free_port, refusal_of
+from tests.running import PASSWORD, refusal_of
 
 ROUNDS = 10
 CLIENTS = 16

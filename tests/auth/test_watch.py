@@ -23,6 +23,7 @@ from services.auth.domain.users import Role
 from services.auth.errors import WatchFellBehind
 from services.auth.service import revocations as feeds
 from services.auth.service.revocations import LATEST_COMMIT, RevocationFeed
+from suite.ports import free_port
 from tests.factories import (
     POLICY,
     SERVICE,
@@ -32,14 +33,7 @@ from tests.factories import (
     start_process,
 )
 from tests.fakes import FakeClock
-from tests.running import (
-    PASSWORD,
-    SERVICE_KEY,
-    House,
-    bearer,
-    free_port,
-    refusal_of,
-)
+from tests.running import PASSWORD, SERVICE_KEY, House, bearer, refusal_of
 
 BALANCE = usage_pb2.GetBalanceRequest()
 NEVER = 3600.0

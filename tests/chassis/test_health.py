@@ -12,7 +12,7 @@ from grpc_health.v1 import health as servicers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis import health
-from tests.running import free_port
+from suite.ports import free_port
 
 
 @contextlib.asynccontextmanager

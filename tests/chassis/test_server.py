@@ -18,11 +18,11 @@ from chassis.contract import ContractError
 from chassis.dsn import DatabaseError
 from chassis.server import StartupError
 from chassis.settings import SettingsError
+from suite.ports import free_port
 from tests.chassis import contracts, probe
 from tests.chassis.contracts import Rpc
 from tests.chassis.probe import CONTRACT, Answer, Probe
 from tests.chassis.waiting import until
-from tests.running import free_port
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -15,9 +15,10 @@ from finity.usage.v1 import usage_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from suite.ports import free_port
 from tests import github
 from tests.contracts.descriptors import ROOT
-from tests.running import SECRET, SERVICE_KEY, House, bearer, free_port
+from tests.running import SECRET, SERVICE_KEY, House, bearer
 
 START_SECONDS = 30.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -9,9 +9,10 @@ import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from suite.ports import free_port
 from tests.factories import an_address, start_process
 from tests.gateway.harness import Answer, Gateway, running
-from tests.running import PASSWORD, free_port
+from tests.running import PASSWORD
 
 START_SECONDS = 30
 

@@ -15,9 +15,10 @@ import pytest
 from finity.auth.v1 import mfa_pb2, mfa_pb2_grpc
 from websockets.asyncio.client import ClientConnection, connect
 
+from suite.ports import free_port
 from tests.factories import eventually
 from tests.fakes import FakeClock
-from tests.running import free_port, open_house
+from tests.running import open_house
 
 BROWSER = shutil.which("chromium")
 START_SECONDS = 60

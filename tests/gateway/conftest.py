@@ -12,7 +12,8 @@ import pytest
 from grpc import aio
 
 from gateway.envoy import validation
-from tests.gateway.harness import MAX_BODY, ORIGIN, TIMEOUT, Gateway, Rooms, free_port, running
+from suite.ports import free_port
+from tests.gateway.harness import MAX_BODY, ORIGIN, TIMEOUT, Gateway, Rooms, running
 
 
 @pytest.fixture(scope="session")

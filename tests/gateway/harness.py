@@ -21,17 +21,12 @@ from grpc import aio
 from gateway.config import GatewaySettings
 from gateway.envoy import command
 from gateway.render import DESCRIPTORS, render
+from suite.ports import free_port
 
 ORIGIN = "https://app.example.com"
 MAX_BODY = 32 * 1024
 TIMEOUT = 1.0
 START_SECONDS = 30
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

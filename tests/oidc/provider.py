@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import httpx
 
-from tests.running import free_port
+from suite.ports import free_port
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json", ".npmrc", "provider.mjs")

@@ -5,8 +5,9 @@ from pathlib import Path
 from finity.auth.v1 import auth_pb2, auth_pb2_grpc
 from grpc import aio
 
+from suite.ports import free_port
 from tests.factories import start_process
-from tests.running import SERVICE_KEY, free_port
+from tests.running import SERVICE_KEY
 from tests.suite.terminal import finity
 
 ROTATE = ("keys", "rotate", "--reason", "test")

@@ -21,6 +21,7 @@ from services.usage.domain.metering import Outcome, Short
 from services.usage.domain.standing import Role, Standing
 from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
+from suite.ports import free_port
 from tests.factories import (
     at_once,
     ledger_faults,
@@ -33,7 +34,7 @@ from tests.factories import (
     start_process,
 )
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, bearer, free_port
+from tests.running import SERVICE_KEY, bearer
 
 ALLOWANCES = {Role.FREE: 100, Role.PRO: 1000, Role.ADMIN: 1000}
 USER = UUID(int=1)

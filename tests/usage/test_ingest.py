@@ -19,6 +19,7 @@ from chassis.refusals import DatabaseUnavailable
 from services.usage.domain.metering import Event, Result
 from services.usage.service import ingest
 from services.usage.service.metering import MeteringService
+from suite.ports import free_port
 from tests.factories import (
     at_once,
     connect_owner,
@@ -30,7 +31,7 @@ from tests.factories import (
     to_wire,
 )
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, House, bearer, free_port, open_house, refusal_of
+from tests.running import SERVICE_KEY, House, bearer, open_house, refusal_of
 
 Stream = Any
 Ack = usage_pb2.IngestUsageResponse

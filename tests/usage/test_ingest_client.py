@@ -10,9 +10,10 @@ from asyncio.subprocess import DEVNULL, PIPE
 import pytest
 
 from chassis.postgres import Connection
+from suite.ports import free_port
 from tests.factories import ROOT, Process, eventually, ledger_faults, make_account, start_process
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, free_port
+from tests.running import SERVICE_KEY
 
 SAID = re.compile(r"acknowledged over (\d+) streams: (\d+) accepted, (\d+) duplicate\n")
 

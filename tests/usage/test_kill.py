@@ -9,9 +9,9 @@ from finity.usage.v1 import usage_pb2_grpc
 from grpc import aio
 
 from chassis.postgres import Connection
+from suite.ports import free_port
 from tests.factories import Process, make_account, start_process
 from tests.fakes import FakeClock
-from tests.running import free_port
 from tests.usage.load import Load, finish, kept
 
 WORKERS = 8

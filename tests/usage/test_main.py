@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
+from suite.ports import free_port
 from tests.factories import start_process
-from tests.running import free_port
 
 # The transport itself may report a failed bind before it raises.
 LOGGED = re.compile(r"[EWI]\d{4} |\d{4}-\d\d-\d\dT")

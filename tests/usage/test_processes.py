@@ -15,10 +15,11 @@ from grpc import aio
 
 from chassis.postgres import Connection
 from suite import ports
+from suite.ports import free_port
 from tests.chassis.waiting import until
 from tests.factories import Process, eventually, ledger_faults, make_account, start_process
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, bearer, free_port
+from tests.running import SERVICE_KEY, bearer
 from tests.usage.load import Load, finish
 
 COUNTED = "grpc_server_handled_total{"

@@ -17,12 +17,13 @@ from redis.asyncio import Redis
 
 from chassis import migrate
 from chassis.postgres import Connection
+from suite.ports import free_port
 from suite.postgres import EmbeddedPostgres
 from suite.valkey import EmbeddedValkey
 from tests.conftest import ROOMS, in_memory
 from tests.factories import Process, connect_owner, make_account, start_process
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, bearer, free_port
+from tests.running import SERVICE_KEY, bearer
 from tests.usage.load import Load, finish
 
 # What waits in the queue is bounded; what a process takes besides does not depend on the load.

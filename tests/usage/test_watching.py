@@ -23,6 +23,7 @@ from services.usage.errors import TooManyWatchers
 from services.usage.service import watching
 from services.usage.service.use_cases import UseCases
 from services.usage.service.watching import BalanceHub, Watcher
+from suite.ports import free_port
 from tests.chassis.waiting import until
 from tests.factories import (
     SERVICE,
@@ -36,7 +37,7 @@ from tests.factories import (
     start_process,
 )
 from tests.fakes import FakeClock
-from tests.running import SERVICE_KEY, House, bearer, free_port, refusal_of
+from tests.running import SERVICE_KEY, House, bearer, refusal_of
 
 NEVER = 3600.0
 Watched = AsyncGenerator[Balance, None]
