@@ -4,12 +4,11 @@ From raw bytes to an answer: who calls, may they, is the request right, is there
 The gate (interceptors.py) does this for every call; the order is written there.
 """
 
-import asyncio
 import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import structlog
 from finity.options.v1 import options_pb2
@@ -25,15 +24,15 @@ from chassis.calls import (
     caller_address,
     enter,
     request_id,
+    within,
 )
 from chassis.contract import Method, validate
 from chassis.draining import Draining
 from chassis.errors import Code, Refusal
-from chassis.refusals import DeadlinePassed, Defect, Overloaded
+from chassis.refusals import Defect, Overloaded
 
 NO_DEADLINE = 10**9
 _log = structlog.get_logger()
-T = TypeVar("T")
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 Behavior = Callable[[Message, Any], Awaitable[Message]]
 StreamBehavior = Callable[[Message, Any], AsyncGenerator[Message, None]]
@@ -58,7 +57,7 @@ class Answering:
         call, authorization = self._enter(method, context, self._default_deadline)
         try:
             request = await self._admitted(call, authorization, raw, full=full)
-            return await _within(call.remaining(), behavior(request, context))
+            return await within(call.remaining(), behavior(request, context))
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -70,7 +69,7 @@ class Answering:
         try:
             request = await self._admitted(call, authorization, raw, full=full)
             messages = behavior(request, context)
-            await _within(call.remaining(), self._write(call, authorization, messages, context))
+            await within(call.remaining(), self._write(call, authorization, messages, context))
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -88,7 +87,7 @@ class Answering:
         try:
             await self._let_in(call, authorization, full=full)
             async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
-                return await _within(call.remaining(), behavior(requests, context))
+                return await within(call.remaining(), behavior(requests, context))
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -107,7 +106,7 @@ class Answering:
             await self._let_in(call, authorization, full=full)
             async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
                 messages = behavior(requests, context)
-                await _within(call.remaining(), self._write(call, authorization, messages, context))
+                await within(call.remaining(), self._write(call, authorization, messages, context))
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -164,17 +163,6 @@ class Answering:
             return False
         call.caller = await self._authenticator.authenticate(authorization)
         return admit(call.method, call.caller)
-
-
-async def _within(seconds: float, work: Awaitable[T]) -> T:
-    deadline = asyncio.timeout(None if seconds == float("inf") else max(seconds, 0.0))
-    try:
-        async with deadline:
-            return await work
-    except TimeoutError:
-        if deadline.expired():
-            raise DeadlinePassed from None
-        raise
 
 
 def _explained(call: Call, error: Exception) -> Exception:

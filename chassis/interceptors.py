@@ -16,7 +16,7 @@ answering.py. Health and reflection belong to no room and pass through untouched
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -31,7 +31,7 @@ from chassis.contract import Method
 from chassis.errors import Refusal
 from chassis.refusals import MethodUnknown
 
-_INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
+_INFRASTRUCTURE = ("grpc.health.", "grpc.reflection.")
 
 HANDLED = Counter(
     "grpc_server_handled_total", "Calls answered.", ["grpc_service", "grpc_method", "grpc_code"]
@@ -46,7 +46,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
-class Gate(aio.ServerInterceptor):
+class Gate(grpc.GenericRpcHandler):
     """Everything between the wire and a handler."""
 
     def __init__(
@@ -64,31 +64,28 @@ class Gate(aio.ServerInterceptor):
         self._answering = Answering(authenticator, default_deadline)
         self._max_calls = max_concurrent_calls
         self._running = 0
-        self._handlers: dict[str, Handler] = {}
+        # As a stream: one that waited for a message would answer some streams INTERNAL.
+        self._unknown: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
         self.drain = self._answering.draining.begin
         RUNNING.set_function(lambda: self._running)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> MaybeHandler:
-        path = handler_call_details.method
-        known = self._handlers.get(path)
-        if known is not None:
-            return known
-        handler = await continuation(handler_call_details)
-        if path.startswith(_INFRASTRUCTURE):
-            return handler
-        method = self._methods.get(path)
-        gated = self._gated(method, handler) if method and handler else None
-        if gated is None:
-            # As a stream: one that waited for a message would answer some streams INTERNAL.
-            return grpc.stream_stream_rpc_method_handler(self._unknown)
-        self._handlers[path] = gated
-        return gated
+    def gated(self, service: str, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+        """Returns the handlers of a service behind the gate; health and reflection as they are."""
+        if service.startswith(_INFRASTRUCTURE):
+            return dict(handlers)
+        return {
+            name: self._gated(self._methods.get(f"/{service}/{name}"), handler) or self._unknown
+            for name, handler in handlers.items()
+        }
 
-    def _gated(self, method: Method, handler: Handler) -> MaybeHandler:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> MaybeHandler:
+        """Answers what no service has; to be asked after all of them."""
+        infrastructure = handler_call_details.method.lstrip("/").startswith(_INFRASTRUCTURE)
+        return None if infrastructure else self._unknown
+
+    def _gated(self, method: Method | None, handler: Handler) -> MaybeHandler:
+        if method is None:
+            return None
         # Bytes come in raw so that a bad message is our refusal, not the library's.
         if handler.unary_unary is not None:
             unary = partial(self._answering.unary, method, handler.unary_unary)
@@ -149,5 +146,24 @@ class Gate(aio.ServerInterceptor):
 
         return counted
 
-    async def _unknown(self, _: Any, context: Context) -> None:
+    async def _refuse(self, _: Any, context: Context) -> None:
         await status.abort(context, MethodUnknown(), self._room)
+
+
+class Guarded:
+    """What generated code adds servicers to: every handler then stands behind the gate."""
+
+    def __init__(self, server: aio.Server, gate: Gate) -> None:
+        self._server = server
+        self._gate = gate
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
+        """Adds a service, once for each of the two ways in which servers look for a handler."""
+        gated = self._gate.gated(service, handlers)
+        self._server.add_registered_method_handlers(service, gated)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, gated),)
+        )
+
+    def add_generic_rpc_handlers(self, _: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Does nothing: generated code adds the same handlers as registered ones."""

@@ -10,10 +10,9 @@ import contextlib
 import gc
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pygrpc_native.aio
 import structlog
@@ -22,13 +21,13 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import Counter, start_http_server
+from prometheus_client import start_http_server
 
 from chassis import logs
 from chassis.callers import Authenticator
 from chassis.contract import ContractError, methods_of, sensitive_names
 from chassis.dsn import DatabaseError
-from chassis.interceptors import Gate
+from chassis.interceptors import Gate, Guarded
 from chassis.settings import ServiceSettings, SettingsError
 
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -42,9 +41,6 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-RESTART_SECONDS = 1.0
-BACKGROUND_END_SECONDS = 3.0
-JOB_FAILURES = Counter("finity_background_failures_total", "Background jobs that failed.")
 _log = structlog.get_logger()
 
 
@@ -77,7 +73,9 @@ class Server:
         make = pygrpc_native.aio.server if settings.transport == "native" else aio.server
         # A port that is taken is an error, unless these are several processes that share it.
         shared = ("grpc.so_reuseport", int(settings.process > 0))
-        self.grpc: aio.Server = make(interceptors=[self._gate], options=[*_OPTIONS, shared])
+        self._grpc: aio.Server = make(options=[*_OPTIONS, shared])
+        self.grpc = cast("aio.Server", Guarded(self._grpc, self._gate))
+        """What servicers are added to."""
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection and settings.env == "development":
@@ -97,18 +95,19 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.grpc.stop(None)
+        await self.stop(None)
 
     async def start(self) -> None:
         """Listens and reports SERVING; StartupError if the port is taken."""
         address = f"{self._settings.host}:{self._settings.port}"
         try:
-            self.port = self.grpc.add_insecure_port(address)
+            self.port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise StartupError(
                 f"{address} is taken; set FINITY_{self._room.upper()}_PORT to a free port."
             ) from error
-        await self.grpc.start()
+        self._grpc.add_generic_rpc_handlers((self._gate,))
+        await self._grpc.start()
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         _log.info(
             "serving",
@@ -130,8 +129,12 @@ class Server:
             self._gate.drain()
             for end in self.on_drain:
                 end()
-            await self.grpc.stop(self._settings.drain_seconds)
+            await self.stop(self._settings.drain_seconds)
         _log.info("stopped")
+
+    async def stop(self, grace: float | None) -> None:
+        """Ends the server; calls under way get `grace` seconds."""
+        await self._grpc.stop(grace)
 
     async def _report(self, state: Any) -> None:
         for name in ("", *self._names):
@@ -167,34 +170,3 @@ def run(service: Callable[[], Coroutine[Any, Any, None]]) -> None:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-@contextlib.asynccontextmanager
-async def background(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Runs endless jobs beside the body and ends them with it; one that fails starts again."""
-    tasks = [asyncio.create_task(_forever(job)) for job in jobs]
-    try:
-        yield
-    finally:
-        await _end(tasks)
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    pending: set[asyncio.Task[None]] = set(tasks)
-    deadline = time.monotonic() + BACKGROUND_END_SECONDS
-    # A call under way may answer a cancellation as its own failure, so once is not enough; what
-    # hangs all the same must not keep the process from ending.
-    while pending and time.monotonic() < deadline:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.1)
-
-
-async def _forever(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    while True:
-        try:
-            await job()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the others must go on
-            JOB_FAILURES.inc()
-            _log.error("background job failed; it starts again", exc_info=error)
-        await asyncio.sleep(RESTART_SECONDS)

@@ -16,7 +16,7 @@ from uuid import UUID
 from finity.usage.v1 import usage_pb2
 from grpc import aio
 
-from chassis import server
+from chassis.background import background
 from chassis.callers import Caller, Kind
 from chassis.clock import Clock
 from chassis.errors import Refusal
@@ -159,7 +159,7 @@ async def open_usage(
     )
     usage = UseCases(room)
     await usage.metering.make_partitions()
-    async with server.background(usage.metering.meter.run, usage.reservations.desk.run):
+    async with background(usage.metering.meter.run, usage.reservations.desk.run):
         yield usage
 
 

@@ -132,7 +132,7 @@ async def open_house(
         usage = await stack.enter_async_context(compose_usage(usage_settings, clock))
         for server in (auth, usage):
             await server.start()
-            stack.push_async_callback(server.grpc.stop, None)
+            stack.push_async_callback(server.stop, None)
         auth_channel = aio.insecure_channel(f"127.0.0.1:{auth_port}")
         usage_channel = aio.insecure_channel(f"127.0.0.1:{usage_port}")
         stack.push_async_callback(auth_channel.close)

@@ -8,6 +8,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from chassis import logs, migrate, server
+from chassis.background import background
 from chassis.callers import Authenticator
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
@@ -84,9 +85,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         add_servicers(grpc.grpc, room, verifier, authority, providers)
         sweeping = partial(sweep_forever, room)
         await stack.enter_async_context(
-            server.background(
-                *authority.jobs(redis), partial(verifier.run, None), relay.run, sweeping
-            )
+            background(*authority.jobs(redis), partial(verifier.run, None), relay.run, sweeping)
         )
         yield grpc
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from chassis import logs, migrate, server, siblings
+from chassis.background import background
 from chassis.callers import Authenticator
 from chassis.channels import open_channel
 from chassis.clock import Clock, SystemClock
@@ -75,7 +76,7 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         pages, secret = PageTokens(settings.derive("pages")), settings.derive("idempotency")
         add_servicers(grpc.grpc, cases, hub, pages, secret)
         await stack.enter_async_context(
-            server.background(
+            background(
                 partial(verifier.run, redis),
                 *hub.jobs(),
                 Relay(ROOM, database, {AUTH: auth.deliver}, clock).run,

@@ -13,10 +13,10 @@ from finity.auth.v1 import auth_pb2, token_pb2, token_pb2_grpc
 from finity.usage.v1 import usage_pb2
 
 from chassis import revocations, tokens
+from chassis.background import background
 from chassis.idempotency import Key
 from chassis.postgres import Connection, Database
 from chassis.refusals import CredentialsInvalid
-from chassis.server import background
 from chassis.tokens import TokenVerifier
 from services.auth.domain.signing_keys import MARGIN, KeyPlan, KeyState, signing_key
 from services.auth.service import signing_keys as service_signing_keys

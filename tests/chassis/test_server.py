@@ -13,7 +13,9 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from chassis import background as jobs
 from chassis import health, server
+from chassis.background import background
 from chassis.contract import ContractError
 from chassis.dsn import DatabaseError
 from chassis.server import StartupError
@@ -208,7 +210,7 @@ def test_a_reason_not_to_start_is_one_sentence(kind: type[Exception]) -> None:
     assert ended.value.code == "FINITY_X is wrong."
 
 
-async def test_background_jobs_end_with_the_body() -> None:
+async def test_jobs_end_with_the_body() -> None:
     """Jobs run beside the body and are cancelled at its end."""
     ended: list[int] = []
 
@@ -218,7 +220,7 @@ async def test_background_jobs_end_with_the_body() -> None:
         finally:
             ended.append(number)
 
-    async with server.background(lambda: job(1), lambda: job(2)):
+    async with background(lambda: job(1), lambda: job(2)):
         await asyncio.sleep(0)
         assert ended == []
     assert sorted(ended) == [1, 2]
@@ -229,7 +231,7 @@ async def test_a_background_job_that_ends_starts_again(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that fails, or just returns, is started again and takes nobody else down."""
-    monkeypatch.setattr(server, "RESTART_SECONDS", 0.001)
+    monkeypatch.setattr(jobs, "RESTART_SECONDS", 0.001)
     starts = others = 0
 
     async def job() -> None:
@@ -243,6 +245,6 @@ async def test_a_background_job_that_ends_starts_again(
         others += 1
         await asyncio.Event().wait()
 
-    async with server.background(job, other):
+    async with background(job, other):
         await until(lambda: starts >= 3)
     assert others == 1

@@ -169,13 +169,15 @@ async def busy(usage_database: Database, auth_database: Database) -> Busy:
 
 
 async def plan_of(conn: Connection, statement: str, *arguments: object) -> list[tuple[str, str]]:
-    """Returns node type and table of every scan in a statement's plan."""
+    """Returns node type and table of every scan in a plan, and what rows are compared by."""
     found = await conn.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
     scans: list[tuple[str, str]] = []
 
     def walk(node: dict[str, Any]) -> None:
         if "Relation Name" in node:
             scans.append((node["Node Type"], node["Relation Name"]))
+        if "Join Filter" in node:
+            scans.append(("Join Filter", node["Join Filter"]))
         for child in node.get("Plans", ()):
             walk(child)
 
@@ -246,3 +248,13 @@ async def test_events_are_found_by_their_ids(
         )
         assert recorder.scans
         assert await recorder.sequential() == []
+
+
+async def test_ids_are_looked_up_one_by_one(usage_database: Database, busy: Busy) -> None:
+    """Of a month that was never analysed, too: to compare its rows with every id is quadratic."""
+    async with usage_database.connection() as conn:
+        recorder = Recorder(conn)
+        for count in (1, 20, 1000):
+            await metering.find_events(recorder, [event.id for event in busy.events[:count]])
+        assert recorder.scans
+        assert {kind for kind, _ in recorder.scans if kind == "Join Filter"} == set()

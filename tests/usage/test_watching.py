@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from chassis import server
+from chassis.background import background
 from chassis.callers import Caller, Kind
 from chassis.postgres import Connection, Database, open_database
 from services.usage.domain.accounts import Balance
@@ -49,7 +49,7 @@ async def open_hub(
 ) -> AsyncIterator[BalanceHub]:
     """One process's hub with its jobs running."""
     hub = BalanceHub(database, clock, redis)
-    async with server.background(*hub.jobs()):
+    async with background(*hub.jobs()):
         yield hub
 
 
@@ -247,7 +247,7 @@ async def test_without_redis_balances_are_read_every_second(
             redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", socket_connect_timeout=1)
             stack.push_async_callback(redis.aclose)
         hub = BalanceHub(usage_database, clock, redis)
-        await stack.enter_async_context(server.background(*hub.jobs()))
+        await stack.enter_async_context(background(*hub.jobs()))
         usage = await stack.enter_async_context(open_usage(usage_database, clock))
         watched = hub.watch(user_id, SERVICE)
         assert (await told(watched)).available == 10

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from asyncpg import Record
 
+from chassis.columns import column, microseconds
 from chassis.ids import uuid7
 from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Balance
@@ -115,30 +116,30 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
         await conn.execute(
             _WRITE_BOOKS,
             now,
-            [book.user_id for book in written],
-            [book.granted for book in written],
-            [book.used for book in written],
-            [book.reserved for book in written],
-            [book.debt for book in written],
-            [book.version for book in written],
-            [book.closed_at for book in written],
-            [book.due_at for book in written],
-            [posting.id for _, posting in postings],
-            [user_id for user_id, _ in postings],
+            column(book.user_id for book in written),
+            column(book.granted for book in written),
+            column(book.used for book in written),
+            column(book.reserved for book in written),
+            column(book.debt for book in written),
+            column(book.version for book in written),
+            column(book.closed_at for book in written),
+            column(book.due_at for book in written),
+            column(posting.id for _, posting in postings),
+            column(user_id for user_id, _ in postings),
             [posting.kind for _, posting in postings],
-            [posting.amount for _, posting in postings],
-            [posting.balance_after for _, posting in postings],
-            [posting.version for _, posting in postings],
-            [posting.at for _, posting in postings],
-            [_array(draw.grant_id for draw in posting.draws) for _, posting in postings],
-            [_array(draw.amount for draw in posting.draws) for _, posting in postings],
-            [posting.grant_id for _, posting in postings],
-            [posting.reservation_id for _, posting in postings],
-            [posting.reverses_id for _, posting in postings],
-            [grant.id for grant in grants],
-            [grant.remaining for grant in grants],
+            column(posting.amount for _, posting in postings),
+            column(posting.balance_after for _, posting in postings),
+            column(posting.version for _, posting in postings),
+            microseconds(posting.at for _, posting in postings),
+            [column(draw.grant_id for draw in posting.draws) for _, posting in postings],
+            [column(draw.amount for draw in posting.draws) for _, posting in postings],
+            column(posting.grant_id for _, posting in postings),
+            column(posting.reservation_id for _, posting in postings),
+            column(posting.reverses_id for _, posting in postings),
+            column(grant.id for grant in grants),
+            column(grant.remaining for grant in grants),
             [grant.activated_at for grant in grants],
-            [grant.voided_at for grant in grants],
+            column(grant.voided_at for grant in grants),
             [posting.actor for _, posting in postings],
             [posting.note for _, posting in postings],
         )
@@ -146,35 +147,35 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
         await write_holds(conn, holds, {made for book in written for made in book.new_holds})
 
 
-# The statement's arrays are one row long each; an array within is passed as text.
 _WRITE_BOOKS = """
 WITH account AS (
     UPDATE credit_accounts a
     SET granted = s.granted, used = s.used, reserved = s.reserved, debt = s.debt,
         version = s.version, closed_at = s.closed_at, due_at = s.due_at, updated_at = $1
     FROM unnest(
-        $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-        $8::timestamptz[], $9::timestamptz[]
+        $2::text::uuid[], $3::text::bigint[], $4::text::bigint[], $5::text::bigint[],
+        $6::text::bigint[], $7::text::bigint[], $8::text::timestamptz[], $9::text::timestamptz[]
     ) AS s (user_id, granted, used, reserved, debt, version, closed_at, due_at)
     WHERE a.user_id = s.user_id
 ), drawn AS (
     UPDATE credit_grants g
     SET remaining = s.remaining, activated_at = s.activated_at, voided_at = s.voided_at,
         depleted_at = CASE WHEN s.remaining = 0 THEN coalesce(g.depleted_at, $1) END
-    FROM unnest($22::uuid[], $23::bigint[], $24::timestamptz[], $25::timestamptz[])
-        AS s (id, remaining, activated_at, voided_at)
+    FROM unnest(
+        $22::text::uuid[], $23::text::bigint[], $24::timestamptz[], $25::text::timestamptz[]
+    ) AS s (id, remaining, activated_at, voided_at)
     WHERE g.id = s.id
 )
 INSERT INTO credit_entries (
     id, user_id, kind, amount, balance_after, version, created_at, grant_ids, drawn,
     grant_id, reservation_id, reverses_id, actor, note
 )
-SELECT id, user_id, kind, amount, balance_after, version, at, grants::uuid[], drawn::bigint[],
-    grant_id, reservation_id, reverses_id, actor, note
+SELECT id, user_id, kind, amount, balance_after, version, to_timestamp(at / 1e6::float8),
+    grants::uuid[], drawn::bigint[], grant_id, reservation_id, reverses_id, actor, note
 FROM unnest(
-    $10::uuid[], $11::uuid[], $12::text[], $13::bigint[], $14::bigint[], $15::bigint[],
-    $16::timestamptz[], $17::text[], $18::text[], $19::uuid[], $20::uuid[], $21::uuid[],
-    $26::text[], $27::text[]
+    $10::text::uuid[], $11::text::uuid[], $12::text[], $13::text::bigint[], $14::text::bigint[],
+    $15::text::bigint[], $16::text::bigint[], $17::text[], $18::text[], $19::text::uuid[],
+    $20::text::uuid[], $21::text::uuid[], $26::text[], $27::text[]
 ) AS s (
     id, user_id, kind, amount, balance_after, version, at, grants, drawn,
     grant_id, reservation_id, reverses_id, actor, note
@@ -234,10 +235,6 @@ def _book(row: Record, new_id: Callable[[], UUID]) -> Book:
         new_id,
         standing=read_standing(row),
     )
-
-
-def _array(values: Iterable[object]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _balance(row: Record) -> Balance:

@@ -6,23 +6,26 @@ from uuid import UUID
 
 from asyncpg import Record
 
+from chassis.columns import column, microseconds
 from chassis.ids import uuid7_floor
 from chassis.postgres import Connection
 from services.usage.domain.metering import Event
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+_HOUR = timedelta(hours=1)
 
 
 async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
     """Returns the recorded events among these ids."""
     rows = await conn.fetch(
-        # Joined, because thousands of ids in ANY take longer to plan than to find; the bounds
+        # The limit has every id looked up by the key: of a month whose rows were never counted, a
+        # planner expects so few that it would rather compare them all with every id. The bounds
         # leave the other months' partitions out.
-        'SELECT t.id, t.user_id, t.tool_name, t.credits_used, t."timestamp"'
-        " FROM unnest($1::uuid[]) AS e (id) JOIN tool_usage t ON t.id = e.id"
-        " WHERE t.id BETWEEN $2 AND $3",
-        ids,
+        "SELECT t.* FROM unnest($1::text::uuid[]) AS e (id) CROSS JOIN LATERAL ("
+        '  SELECT id, user_id, tool_name, credits_used, "timestamp" FROM tool_usage'
+        "  WHERE id = e.id AND id BETWEEN $2 AND $3 LIMIT 1) AS t",
+        column(ids),
         min(ids),
         max(ids),
     )
@@ -48,29 +51,32 @@ async def write_paid_events(
     sums = _sums(events)
     await conn.execute(
         _WRITE_EVENTS,
-        [event.id for event in events],
-        [event.user_id for event in events],
+        column(event.id for event in events),
+        column(event.user_id for event in events),
         [event.tool_name for event in events],
-        [event.credits for event in events],
-        [event.time for event in events],
-        entry_ids,
-        [user_id for user_id, _, _ in sums],
+        column(event.credits for event in events),
+        microseconds(event.time for event in events),
+        column(entry_ids),
+        column(user_id for user_id, _, _ in sums),
         [tool_name for _, _, tool_name in sums],
-        [hour for _, hour, _ in sums],
-        [calls for calls, _ in sums.values()],
-        [spent for _, spent in sums.values()],
+        column(hour for _, hour, _ in sums),
+        column(calls for calls, _ in sums.values()),
+        column(spent for _, spent in sums.values()),
     )
 
 
 _WRITE_EVENTS = """
 WITH recorded AS (
     INSERT INTO tool_usage (id, user_id, tool_name, credits_used, "timestamp", entry_id)
-    SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::timestamptz[], $6::uuid[]
-    )
+    SELECT id, user_id, tool_name, credits, to_timestamp(at / 1e6::float8), entry_id FROM unnest(
+        $1::text::uuid[], $2::text::uuid[], $3::text[], $4::text::bigint[], $5::text::bigint[],
+        $6::text::uuid[]
+    ) AS s (id, user_id, tool_name, credits, at, entry_id)
 )
 INSERT INTO usage_rollups AS r (user_id, tool_name, hour, calls, credits)
-SELECT * FROM unnest($7::uuid[], $8::text[], $9::timestamptz[], $10::bigint[], $11::bigint[])
+SELECT user_id, tool_name, to_timestamp(hour * 3600), calls, credits FROM unnest(
+    $7::text::uuid[], $8::text[], $9::text::bigint[], $10::text::bigint[], $11::text::bigint[]
+) AS s (user_id, tool_name, hour, calls, credits)
 ON CONFLICT (user_id, hour, tool_name)
 DO UPDATE SET calls = r.calls + excluded.calls, credits = r.credits + excluded.credits
 """
@@ -116,15 +122,11 @@ async def detach_partitions(conn: Connection, before: datetime, most: int) -> li
     return list(await conn.fetchval("SELECT usage_detach_partitions($1, $2)", before, most))
 
 
-def _sums(events: Iterable[Event]) -> dict[tuple[UUID, datetime, str], tuple[int, int]]:
+def _sums(events: Iterable[Event]) -> dict[tuple[UUID, int, str], tuple[int, int]]:
     """Returns calls and credits by user, hour and tool, in the order in which they are locked."""
-    sums: dict[tuple[UUID, datetime, str], tuple[int, int]] = {}
+    sums: dict[tuple[UUID, int, str], tuple[int, int]] = {}
     for event in events:
-        key = (
-            event.user_id,
-            event.time.replace(minute=0, second=0, microsecond=0),
-            event.tool_name,
-        )
+        key = (event.user_id, (event.time - EARLIEST) // _HOUR, event.tool_name)
         calls, spent = sums.get(key, (0, 0))
         sums[key] = (calls + 1, spent + event.credits)
     return dict(sorted(sums.items()))

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from services.usage.domain.book import Book
 
 
+# A look-up, for a flush reads hundreds.
+_ROLES = {role.value: role for role in Role}
+
+
 def read_standing(row: Record) -> Standing:
     return Standing(
-        Role(row["role"]),
+        _ROLES[row["role"]],
         row["role_sequence"],
         row["time_zone"],
         row["quotas"],
