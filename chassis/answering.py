@@ -1,7 +1,7 @@
 """
 From raw bytes to an answer: who calls, may they, is the request right, is there time.
 
-The gate (interceptors.py) does this for every call; the order is written there.
+The gate (gate.py) does this for every call; the order is written there.
 """
 
 import contextlib

@@ -13,11 +13,13 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from chassis.refusals import TooManyAttempts
@@ -44,27 +46,18 @@ end
 """
 # One key a script, so that a Redis Cluster can run it; Redis' own clock, so that processes agree.
 # A number that is returned loses its fraction, a text does not.
-_SCRIPT = (
+_FAIL = (
     RULES
     + """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local known = redis.call('HMGET', KEYS[1], 'failures', 'last')
 local failures, last = tonumber(known[1]) or 0, tonumber(known[2]) or now
-local free, first, longest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-if ARGV[1] == 'forget' then
-  redis.call('DEL', KEYS[1])
-  return '0'
-end
-if ARGV[1] == 'fail' then
-  failures = left(failures, now - last, free, first, longest, tonumber(ARGV[5])) + 1
-  redis.call('HSET', KEYS[1], 'failures', string.format('%.17g', failures), 'last', now)
-  redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  return string.format('%.17g', failures)
-end
-local due = last + wait(failures, free, first, longest) - now
-if due > 0 then return string.format('%.17g', due) end
-return string.format('%.17g', -failures)
+local free, first, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+failures = left(failures, now - last, free, first, longest, tonumber(ARGV[4])) + 1
+redis.call('HSET', KEYS[1], 'failures', string.format('%.17g', failures), 'last', now)
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return string.format('%.17g', failures)
 """
 )
 
@@ -132,20 +125,21 @@ class Limits:
         Otherwise the failures counted against `forgive`, one of them, are forgotten.
         """
         self.check_here(*tries)
-        waits = await self._ask(tries, [""] * len(tries))
-        if max(waits, default=0) > 0:
-            raise TooManyAttempts(retry_after=max(waits) / 1000)
+        counted = await self._look(tries)
+        if (wait := max((one.limit.wait(n) - ago for one, n, ago in counted), default=0.0)) > 0:
+            raise TooManyAttempts(retry_after=wait)
         if forgive is None:
             return
         # Only now: a right guess that is held off must not be told by a shorter wait afterwards.
-        counted = dict(zip(tries, waits, strict=False)).get(forgive, 0)
-        if counted or (forgive.limit.name, forgive.who) in self._counts:
+        elsewhere = any(n for one, n, _ in counted if one == forgive)
+        if elsewhere or (forgive.limit.name, forgive.who) in self._counts:
             await self.forget(forgive)
 
     async def failed(self, *tries: Try) -> None:
         """Counts a failure against each."""
         now = time.monotonic()
-        elsewhere = await self._ask(tries, ["fail"] * len(tries)) or [0.0] * len(tries)
+        told = await self._ask(lambda pipe: [pipe.eval(_FAIL, 1, *_numbers(one)) for one in tries])
+        elsewhere = [float(number) for number in told] or [0.0] * len(tries)
         for one, known in zip(tries, elsewhere, strict=True):
             failures, last = self._counts.pop((one.limit.name, one.who), (0.0, now))
             failures = one.limit.left(failures, now - last) + 1
@@ -157,34 +151,50 @@ class Limits:
         """Takes back every failure counted against each."""
         for one in tries:
             self._counts.pop((one.limit.name, one.who), None)
-        await self._ask(tries, ["forget"] * len(tries))
+        await self._ask(lambda pipe: [pipe.delete(_key(one)) for one in tries])
 
     def _wait(self, one: Try) -> float:
         now = time.monotonic()
         failures, last = self._counts.get((one.limit.name, one.who), (0.0, now))
         return last + one.limit.wait(failures) - now
 
-    async def _ask(self, tries: Sequence[Try], actions: Sequence[str]) -> list[float]:
-        """
-        Returns what Redis says of each: the wait in milliseconds, or less than zero as many
-        failures as do not cost one yet; after a failure, how many there are.
+    async def _look(self, tries: Sequence[Try]) -> list[tuple[Try, float, float]]:
+        """Returns what Redis knows of each: how many failures, and the seconds since the last."""
 
-        Nothing if it does not answer.
-        """
+        def look(pipe: Pipeline) -> None:
+            pipe.time()
+            for one in tries:
+                pipe.hmget(_key(one), "failures", "last")
+
+        told = await self._ask(look)
+        if not told:
+            return []
+        (seconds, microseconds), *known = told
+        now = seconds + microseconds / 1_000_000
+        return [
+            (one, float(failures or 0), now - float(last or 0) / 1000)
+            for one, (failures, last) in zip(tries, known, strict=True)
+        ]
+
+    async def _ask(self, fill: Callable[[Pipeline], object]) -> list[Any]:
+        """Returns what Redis answers, nothing if it does not."""
         if self._redis is None or time.monotonic() < self._resting:
             return []
         try:
             async with asyncio.timeout(REDIS_SECONDS), self._redis.pipeline(False) as pipeline:
-                for one, action in zip(tries, actions, strict=True):
-                    key = f"{PREFIX}{one.limit.name}:{one.who}"
-                    pipeline.eval(_SCRIPT, 1, key, *_numbers(action, one.limit))
-                return [float(number) for number in await pipeline.execute()]
+                fill(pipeline)
+                return list(await pipeline.execute())
         except (RedisError, OSError, TimeoutError) as error:
             self._resting = time.monotonic() + REDIS_REST_SECONDS
             _log.warning("redis is gone; attempts are counted here", error=type(error).__name__)
             return []
 
 
-def _numbers(action: str, limit: Limit) -> tuple[str, ...]:
-    seconds = (limit.first, limit.longest, limit.remembered)
-    return (action, str(limit.free), *(str(round(1000 * value)) for value in seconds))
+def _key(one: Try) -> str:
+    return f"{PREFIX}{one.limit.name}:{one.who}"
+
+
+def _numbers(one: Try) -> tuple[str, ...]:
+    """Returns the script's key and arguments."""
+    seconds = (one.limit.first, one.limit.longest, one.limit.remembered)
+    return (_key(one), str(one.limit.free), *(str(round(1000 * value)) for value in seconds))

@@ -27,7 +27,7 @@ from chassis import logs
 from chassis.callers import Authenticator
 from chassis.contract import ContractError, methods_of, sensitive_names
 from chassis.dsn import DatabaseError
-from chassis.interceptors import Gate, Guarded
+from chassis.gate import Gate, Guarded
 from chassis.settings import ServiceSettings, SettingsError
 
 MAX_MESSAGE_BYTES = 1024 * 1024

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from grpc import StatusCode, aio
 
-from chassis.interceptors import HANDLED
+from chassis.gate import HANDLED
 from chassis.refusals import Conflict
 from chassis.revocations import Revocations
 from tests.chassis import probe

@@ -1,5 +1,5 @@
 """
-The one server interceptor. In this order, for every call of every room:
+The gate that every handler of every room stands behind. In this order, for every call:
 
 1. request id   the caller's x-request-id, or a new one; bound to every log line
 2. caller       the authorization metadata, unless the method is PUBLIC

@@ -1,4 +1,4 @@
-"""chassis.interceptors: everything between the wire and a handler, on both transports."""
+"""chassis.gate: everything between the wire and a handler, on both transports."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from chassis.callers import Kind
 from chassis.calls import DEADLINE_MARGIN, REQUEST_ID, current_call
-from chassis.interceptors import HANDLED
+from chassis.gate import HANDLED
 from tests.chassis import probe
 from tests.chassis.issuer import unsigned
 from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe
