@@ -58,6 +58,30 @@ class Events:
             yield b"".join((head, event_id.encode(), middle, random.choice(users), tail))  # noqa: S311
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Bodies in twos: a new reservation of a random user, then what resolves it."""
+
+    first: bytes
+    """In its wire form, EVENT_ID and USER_ID in place of the ids."""
+    second: bytes
+    """With EVENT_ID alone."""
+    users: Sequence[str]
+    most_per_second: int
+    """Pairs made for each second: more than any server answers."""
+
+    def make(self, seconds: float) -> Iterator[bytes]:
+        count = max(1, int(seconds * self.most_per_second))
+        # All of them now: making them must cost nothing while the clock runs.
+        return iter([body for new_id in event_ids(count) for body in self._pair(new_id.encode())])
+
+    def _pair(self, new_id: bytes) -> tuple[bytes, bytes]:
+        user = random.choice(self.users).encode()  # noqa: S311
+        first = self.first.replace(USER_ID.encode(), user)
+        place = EVENT_ID.encode()
+        return first.replace(place, new_id), self.second.replace(place, new_id)
+
+
 def event_ids(count: int) -> Iterator[str]:
     """Yields so many new UUIDv7 (RFC 9562) in order of time, the last one of now."""
     first = time.time_ns() // 1_000_000 - count // _EVENTS_PER_MS

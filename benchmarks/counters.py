@@ -67,7 +67,7 @@ async def handled(place: Place, method: str) -> int:
 
 
 async def audit(conn: Connection) -> None:
-    """Raises CountError unless every account, entry, draw, grant and hourly sum agrees."""
+    """Raises CountError unless every account, entry, draw, hold, grant and hourly sum agrees."""
     for what, query in _DIFFERENCES.items():
         differing = await conn.fetchval(f"SELECT count(*) FROM ({query}) AS differing")  # noqa: S608
         if differing:
@@ -94,17 +94,16 @@ def _differences(accounts: str, said: str, table: str, amount: str) -> str:
 
 _DRAWS = (
     "(SELECT e.user_id, d.amount FROM credit_entries e, unnest(e.drawn) AS d (amount)"
-    " WHERE e.kind = 'use')"
+    " WHERE e.kind IN ('use', 'reserve', 'commit', 'release'))"
 )
+_HELD = "(SELECT user_id, amount FROM credit_reservations WHERE state = 'open')"
+_AVAILABLE = "a.granted - a.used - a.reserved"
 _DIFFERENCES = {
     "tool_usage": _differences("credit_accounts", "a.used", "tool_usage", "credits_used"),
     "usage_rollups": _differences("credit_accounts", "a.used", "usage_rollups", "credits"),
-    "credit_entries": _differences(
-        "credit_accounts", "a.granted - a.used", "credit_entries", "amount"
-    ),
-    "draws": _differences("credit_accounts", "a.used", f"{_DRAWS} AS x", "amount"),
-    "credit_grants": _differences(
-        "credit_accounts", "a.granted - a.used", "credit_grants", "remaining"
-    ),
+    "credit_entries": _differences("credit_accounts", _AVAILABLE, "credit_entries", "amount"),
+    "draws": _differences("credit_accounts", "a.used + a.reserved", f"{_DRAWS} AS x", "amount"),
+    "credit_reservations": _differences("credit_accounts", "a.reserved", f"{_HELD} AS x", "amount"),
+    "credit_grants": _differences("credit_accounts", _AVAILABLE, "credit_grants", "remaining"),
     "peer_usage": _differences("peer_accounts", "a.used", "peer_usage", "credits_used"),
 }

@@ -10,6 +10,9 @@ from benchmarks import http2
 from benchmarks.http2 import END_HEADERS, END_STREAM, Frame, Setting
 from benchmarks.load import LoadError, connect
 
+# Where among the headers the path is.
+PATH_PLACE = 2
+
 
 class GrpcLine:
     """Up to `places` calls at once over one HTTP/2 connection."""
@@ -51,33 +54,38 @@ class GrpcLine:
         return len(self._sent)
 
     def fill(self, bodies: Iterator[bytes]) -> None:
-        out: list[bytes] = []
         now = time.perf_counter()
-        for body in islice(bodies, self._places - len(self._sent)):
-            self._sent[self._stream] = now
-            out.append(self._call(self._stream, body))
-            self._stream += 2
+        free = self._places - len(self._sent)
+        out = [self._open(body, now, self._known) for body in islice(bodies, free)]
         if out:
             self.socket.sendall(b"".join(out))
 
     def receive(self, data: bytes) -> list[float]:
         data = self._rest + data if self._rest else data
         now = time.perf_counter()
-        latencies = []
+        latencies: list[float] = []
         end = 0
         for kind, flags, stream, start, end in http2.frames(data):
             if kind == Frame.HEADERS:
                 if flags & END_STREAM:
-                    latencies.append(now - self._sent.pop(stream))
+                    latencies += self._ended(stream, now)
                     self._judge(data[start:end])
             elif kind != Frame.DATA:
                 self._control(kind, flags, stream, data[start:end])
         self._rest = data[end:]
         return latencies
 
-    def _call(self, stream: int, body: bytes) -> bytes:
+    def _ended(self, stream: int, now: float) -> tuple[float, ...]:
+        """Returns the latency of what this answer completes."""
+        return (now - self._sent.pop(stream),)
+
+    def _open(self, body: bytes, since: float, known: bytes) -> bytes:
+        """Returns a call on the next stream; `known` are its headers once there were some."""
+        stream = self._stream
+        self._stream += 2
+        self._sent[stream] = since
         headers = http2.frame(
-            Frame.HEADERS, END_HEADERS, stream, self._known if stream > 1 else self._first
+            Frame.HEADERS, END_HEADERS, stream, known if stream > 1 else self._first
         )
         message = struct.pack(">BI", 0, len(body)) + body
         size = len(message)

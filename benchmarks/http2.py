@@ -1,9 +1,9 @@
 """
 The client's side of HTTP/2 (RFC 9113), as much as gRPC calls over plaintext need.
 
-Every call of a connection has the same headers: the first call adds them to the
-server's HPACK table (RFC 7541 section 6.2.1), the others name them by one byte each. The
-server is asked to keep no table for its answers, so that a call's trailers are
+Every call of a connection has the same headers, but for the path: the first call adds
+them to the server's HPACK table (RFC 7541 section 6.2.1), the others name them by one byte
+each. The server is asked to keep no table for its answers, so that a call's trailers are
 the same bytes each time it succeeds.
 """
 
@@ -21,6 +21,8 @@ DEFAULT_WINDOW = 65_535
 DEFAULT_FRAME = 16_384
 # Entries of the static table (RFC 7541 appendix A) come first.
 _FIRST_DYNAMIC = 62
+# A literal without indexing (section 6.2.2), its name the static table's entry 4.
+_PATH = b"\x04"
 _GRPC_STATUS = (b"grpc-status", bytes.fromhex("9acac8b21234da8f"))
 _ZERO = (b"\x010", b"\x81\x07")
 
@@ -84,6 +86,11 @@ def known_headers(count: int) -> bytes:
     return bytes(
         0x80 | index for index in range(_FIRST_DYNAMIC + count - 1, _FIRST_DYNAMIC - 1, -1)
     )
+
+
+def other_path(known: bytes, place: int, path: str) -> bytes:
+    """Encodes known headers with another path, which nobody remembers, at its place."""
+    return known[:place] + _PATH + _text(path) + known[place + 1 :]
 
 
 def frames(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:

@@ -13,11 +13,14 @@ from benchmarks.rows import (
     ALONE,
     BALANCE,
     BATCHES,
+    CALLS,
     CHECK,
     COPY,
     HASHING,
+    HOT_PAIRS,
     INGEST,
     NODE_PEER,
+    PAIRS,
     PEER,
     QUIET,
     RECORD,
@@ -25,6 +28,7 @@ from benchmarks.rows import (
     STORMED,
     VALIDATE,
     VERIFIER,
+    WATCH,
 )
 
 RECORD_TARGET = 20.0
@@ -33,7 +37,9 @@ P99_TARGET = 0.05
 ALONE_TARGET = 0.0025
 BATCH_TARGET = 30_000
 COPY_TARGET = 0.5
+PAIR_TARGETS = {PAIRS: 1500, HOT_PAIRS: 300}
 BALANCE_TARGET = 10_000
+WATCH_TARGET = 0.01
 LOGIN_TARGET = 0.9
 STORM_TARGET = 2.0
 CHECK_TARGET = 10.0
@@ -116,9 +122,16 @@ class Report:
             found.append(Target(text, f"{alone.p50 * 1000:.1f} ms", alone.p50 <= ALONE_TARGET))
         for name in (BATCHES, INGEST):
             found += self._bulk_targets(name)
+        for name, wanted in PAIR_TARGETS.items():
+            if pairs := self.find(name, "native"):
+                text = f"{name} at least {wanted:,} pairs/s"
+                found.append(Target(text, f"{pairs.rate:,.0f}", pairs.rate >= wanted))
         if balance := self.find(BALANCE, "native"):
             text = f"GetBalance at least {BALANCE_TARGET:,} calls/s"
             found.append(Target(text, f"{balance.rate:,.0f}", balance.rate >= BALANCE_TARGET))
+        if watch := self.find(WATCH, "native"):
+            text = f"p99 from a commit to {WATCH} at most {WATCH_TARGET * 1000:g} ms"
+            found.append(Target(text, f"{watch.p99 * 1000:.1f} ms", watch.p99 <= WATCH_TARGET))
         return found + self._auth_targets()
 
     def _bulk_targets(self, name: str) -> list[Target]:
@@ -234,7 +247,7 @@ class Report:
 
     def _of_empty(self, each: Measured) -> str:
         empty = self.find("empty call, bare", each.row.transport)
-        if empty is None or each.row.unit == "events/s":
+        if empty is None or each.row.unit != CALLS:
             return ""
         return f"{each.ratio(empty):.0%}"
 

@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finity.auth.v1 import auth_pb2
-from finity.usage.v1 import usage_pb2
+from finity.usage.v1 import reservation_pb2, usage_pb2
 
 from benchmarks.bed import KINDS, TRANSPORTS, Bed, cores
-from benchmarks.bodies import EVENT_ID, USER_ID, Bodies, Events, Repeated
+from benchmarks.bodies import EVENT_ID, USER_ID, Bodies, Events, Pairs, Repeated
 from benchmarks.copying import Copying
 from benchmarks.counters import Answered, Counter, Handled, Rows
 from benchmarks.empty import METHOD, SERVICE
 from benchmarks.seed import PASSWORD, People
+from benchmarks.watching import Watching
 from benchmarks.work import Calls, H2load, Hashing, Stormed, Verifying, Work
 from chassis.dsn import parse_dsn
 from services.auth.config import Settings
 
 AUTH, USAGE = "/finity.auth.v1.AuthService/", "/finity.usage.v1.UsageService/"
+RESERVATIONS = "/finity.usage.v1.ReservationService/"
 LINES, PLACES = 4, 16
 # Metered calls: a few callers, and a house full enough for any server measured to be at its peak.
 FEW, MANY = 64, 256
@@ -28,12 +30,17 @@ RECORD, BATCHES, HASHING = "RecordUsage", "RecordUsageBatch", "argon2id alone"
 INGEST, ALONE, BALANCE = "IngestUsage", "RecordUsage, one at a time", "GetBalance"
 COPY, BIG_COPY = "COPY, 1,000 rows each", "COPY, one for all"
 SODIUM = "argon2id alone, libsodium"
+PAIRS, HOT_PAIRS = "Reserve + Commit", "Reserve + Commit, one user"
+WATCH, WATCH_OTHER = "WatchBalance", "WatchBalance, of another process"
+CALLS, EVENTS = "calls/s", "events/s"
 VALIDATE, CHECK = "ValidateToken", "FastAPI + PyJWT + SQLAlchemy"
 VERIFIER = "a verifier, in its process"
 QUIET, STORMED = "ValidateToken, few", "ValidateToken, few, in a storm of logins"
 # Bodies made for a second of a run: a multiple of what was ever answered.
 _MOST_CALLS, _MOST_BATCHES = 30_000, 100
 _LOGGING_IN = 64
+_MOST_PAIRS = 15_000
+_WATCHED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +58,7 @@ class Row:
     each: int = 1
     """Events a call carries."""
     client: str = "ours"
-    counts_events: bool = False
-    """Whether what is counted are events already, though a call carries many."""
-
-    @property
-    def unit(self) -> str:
-        return "events/s" if self.each > 1 or self.counts_events else "calls/s"
+    unit: str = CALLS
 
 
 def every(bed: Bed, people: People) -> list[Row]:
@@ -66,7 +68,9 @@ def every(bed: Bed, people: People) -> list[Row]:
         *_empty(bed),
         *_records(bed, people, service),
         *_in_bulk(bed, people, service),
+        *_pairs(bed, people, service),
         *_reads(bed, people, service),
+        *_watched(bed, people, service),
         *_tokens(bed, people, service),
     ]
 
@@ -127,16 +131,15 @@ def _in_bulk(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> 
     native = bed.usage["native"]
     lines, places = 4, 2
     work = Calls("grpc", native.address, USAGE + BATCHES, service, bodies, lines, places)
-    yield Row(
-        BATCHES, "native", work, lines * places, Handled(native, BATCHES), written, each=BATCH
-    )
+    counter = Handled(native, BATCHES)
+    yield Row(BATCHES, "native", work, lines * places, counter, written, each=BATCH, unit=EVENTS)
     ingested = usage_pb2.IngestUsageRequest(events=[_event()]).SerializeToString()
     bodies = Events(ingested, people.ids, BATCH, _MOST_BATCHES)
     work = Calls("stream", native.address, USAGE + INGEST, service, bodies, lines, places)
-    yield Row(INGEST, "native", work, lines * places, written, counts_events=True)
+    yield Row(INGEST, "native", work, lines * places, written, unit=EVENTS)
     for name, rows in ((COPY, BATCH), (BIG_COPY, 0)):
         work_of = Copying(url, people.ids, rows)
-        yield Row(name, "SQL", work_of, 1, copied, counts_events=True)
+        yield Row(name, "SQL", work_of, 1, copied, unit=EVENTS)
 
 
 def _reads(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
@@ -149,6 +152,37 @@ def _reads(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> It
     )
     work = Calls("grpc", native.address, USAGE + BALANCE, service, asked, LINES, PLACES)
     yield Row(BALANCE, "native", work, FEW, Handled(native, BALANCE))
+
+
+def _pairs(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
+    native, first, second = bed.usage["native"], "ReserveCredits", "CommitReservation"
+    reserve = reservation_pb2.ReserveCreditsRequest(
+        reservation_id=EVENT_ID, user_id=USER_ID, tool_name="rewrite", credits=1
+    ).SerializeToString()
+    commit = reservation_pb2.CommitReservationRequest(
+        reservation_id=EVENT_ID, credits=1
+    ).SerializeToString()
+    for name, users in ((PAIRS, people.ids), (HOT_PAIRS, people.ids[:1])):
+        work = Calls(
+            "grpc",
+            native.address,
+            RESERVATIONS + first,
+            service,
+            Pairs(reserve, commit, users, _MOST_PAIRS),
+            LINES,
+            MANY // LINES,
+            then=RESERVATIONS + second,
+        )
+        counter, written = Handled(native, second), Rows("tool_usage")
+        yield Row(name, "native", work, MANY, counter, written, unit="pairs/s")
+
+
+def _watched(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:
+    native, other = bed.usage["native"], bed.usage["grpcio"]
+    for name, changed in ((WATCH, native), (WATCH_OTHER, other)):
+        work = Watching(native.address, changed.address, service, people.ids[:_WATCHED])
+        counter, written = Handled(changed, RECORD), Rows("tool_usage")
+        yield Row(name, "native", work, 1, counter, written, unit="changes/s")
 
 
 def _tokens(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> Iterator[Row]:

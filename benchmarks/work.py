@@ -18,6 +18,7 @@ from benchmarks.bodies import Bodies
 from benchmarks.grpc_line import GrpcLine
 from benchmarks.http_line import HttpLine
 from benchmarks.load import Line, LoadError, drive
+from benchmarks.pair_line import PairLine
 from benchmarks.stream_line import StreamLine
 from chassis.channels import open_channel
 from chassis.clock import SystemClock
@@ -60,7 +61,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Calls of one method by our own generator."""
+    """Calls of one method, or of two in turn, by our own generator."""
 
     protocol: Literal["grpc", "stream", "json"]
     address: str
@@ -71,6 +72,8 @@ class Calls:
     """Connections."""
     places: int = 1
     """Calls in flight on each."""
+    then: str = ""
+    """Path of the call that follows the answer of each, over gRPC; bodies come in twos."""
 
     def run(self, seconds: float) -> Sample:
         bodies = self.bodies.make(seconds)
@@ -81,6 +84,8 @@ class Calls:
     def _line(self) -> Line:
         if self.protocol == "json":
             return HttpLine(self.address, self.path, self.headers)
+        if self.then:
+            return PairLine(self.address, self.path, self.then, self.headers, self.places)
         kind = StreamLine if self.protocol == "stream" else GrpcLine
         return kind(self.address, self.path, self.headers, self.places)
 

@@ -20,7 +20,9 @@ def test_the_whole_bench_runs_and_its_counts_agree(tmp_path: Path) -> None:
     for row in record["rows"]:
         assert row["rate"] > 0
         assert row["refused"] == 0
-    assert len(record["targets"]) >= 12
+    assert rows["Reserve + Commit", "native"]["unit"] == "pairs/s"
+    assert rows["WatchBalance", "native"]["unit"] == "changes/s"
+    assert len(record["targets"]) >= 15
     for text in (page.read_text(), page.with_suffix(".json").read_text()):
         assert socket.gethostname() not in text
         assert str(ROOT) not in text

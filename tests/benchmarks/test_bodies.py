@@ -4,9 +4,9 @@ import json
 from itertools import islice
 from uuid import UUID
 
-from finity.usage.v1 import usage_pb2
+from finity.usage.v1 import reservation_pb2, usage_pb2
 
-from benchmarks.bodies import EVENT_ID, USER_ID, Events, Repeated, event_ids
+from benchmarks.bodies import EVENT_ID, USER_ID, Events, Pairs, Repeated, event_ids
 from chassis.contract import validate
 from chassis.ids import uuid7_time
 
@@ -30,6 +30,23 @@ def test_a_batch_holds_distinct_events_that_keep_the_contract() -> None:
         validate(event)
     assert len({event.event_id for event in events}) == 100
     assert {event.user_id for event in events} == set(USERS)
+
+
+def test_pairs_name_a_new_reservation_twice() -> None:
+    reserve = reservation_pb2.ReserveCreditsRequest(
+        reservation_id=EVENT_ID, user_id=USER_ID, tool_name="x", credits=1
+    )
+    commit = reservation_pb2.CommitReservationRequest(reservation_id=EVENT_ID, credits=1)
+    templates = reserve.SerializeToString(), commit.SerializeToString()
+    bodies = list(Pairs(*templates, USERS, most_per_second=50).make(1.0))
+    first = [reservation_pb2.ReserveCreditsRequest.FromString(body) for body in bodies[::2]]
+    second = [reservation_pb2.CommitReservationRequest.FromString(body) for body in bodies[1::2]]
+    for request in (*first, *second):
+        validate(request)
+    ids = [request.reservation_id for request in first]
+    assert ids == [request.reservation_id for request in second]
+    assert len(set(ids)) == 50
+    assert {request.user_id for request in first} == set(USERS)
 
 
 def test_json_is_filled_like_protobuf() -> None:

@@ -28,6 +28,11 @@ def test_headers_are_literals_first_and_indexes_of_the_dynamic_table_later() -> 
     assert http2.known_headers(3) == bytes([0x80 | 64, 0x80 | 63, 0x80 | 62])
 
 
+def test_another_path_stands_among_the_known_headers_and_is_not_remembered() -> None:
+    known = http2.known_headers(3)
+    assert http2.other_path(known, 1, "/a") == known[:1] + b"\x04\x02/a" + known[2:]
+
+
 @pytest.mark.parametrize(("length", "encoded"), [(126, "7e"), (127, "7f00"), (400, "7f9102")])
 def test_lengths_of_long_values(length: int, encoded: str) -> None:
     block = http2.first_headers([("", "v" * length)])

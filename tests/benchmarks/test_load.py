@@ -11,6 +11,7 @@ from benchmarks.counters import handled
 from benchmarks.empty import METHOD, SERVICE
 from benchmarks.grpc_line import GrpcLine
 from benchmarks.load import LoadError, connect, drive
+from benchmarks.pair_line import PairLine
 from suite import ports
 from suite.processes import Child
 
@@ -56,6 +57,24 @@ async def test_refusals_are_seen(start: Start, transport: str) -> None:
     _, latencies = drive([line], repeat(b"\x0a\x05x", 20), 20.0)
     assert (len(latencies), line.refused) == (20, 20)
     assert await handled(place, METHOD) == 0
+
+
+async def test_a_pair_is_two_calls_and_none_stays_half_done(start: Start, transport: str) -> None:
+    place = start(transport, "gated")
+    path = f"/{SERVICE}/{METHOD}"
+    line = PairLine(place.address, path, path, (), 8)
+    # Without end: the clock stops it in the middle of pairs.
+    _, latencies = drive([line], repeat(b""), 0.2)
+    assert (line.waiting, line.refused) == (0, 0)
+    assert await handled(place, METHOD) == 2 * len(latencies) > 0
+
+
+async def test_the_second_call_of_a_pair_has_its_own_path(start: Start, transport: str) -> None:
+    place = start(transport, "gated")
+    line = PairLine(place.address, f"/{SERVICE}/{METHOD}", f"/{SERVICE}/Nothing", (), 4)
+    _, latencies = drive([line], repeat(b"", 2 * 20), 20.0)
+    assert (len(latencies), line.refused) == (20, 20)
+    assert await handled(place, METHOD) == 20
 
 
 async def test_large_bodies_wait_for_the_servers_windows(start: Start, transport: str) -> None:
