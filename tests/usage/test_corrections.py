@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from services.usage.domain.accounts import Draw, Kind
 from services.usage.domain.book import Book
-from services.usage.domain.corrections import Charge, Charged, reverse
+from services.usage.domain.corrections import Charge, Charged, committed_draws, reverse
 from services.usage.domain.grants import Category, Grant, Terms
+from services.usage.domain.holds import Hold
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 USER = UUID(int=1)
@@ -35,6 +36,18 @@ def charge_of(book: Book, cost: int, reversed_: int = 0) -> Charge:
     posting = book.spend(cost, NOW)
     event = Charged(uuid4(), "search", NOW, cost, reversed_)
     return Charge(posting.id, cost, reversed_, posting.draws, (event,))
+
+
+def committed(book: Book, held: int, between: int, used: int) -> Charge:
+    """Holds credits, spends others, commits the hold; returns it as a correction finds it."""
+    until = NOW + timedelta(hours=1)
+    hold = book.reserve(Hold(uuid4(), USER, held, "search", NOW, until, until), NOW)
+    if between:
+        book.spend(between, NOW)
+    posting = book.commit(hold, used, None, NOW)
+    draws = committed_draws(hold.draws, posting.draws, used)
+    event = Charged(hold.id, "search", NOW, used, 0)
+    return Charge(posting.id, used, 0, draws, (event,))
 
 
 def balanced(book: Book) -> bool:
@@ -64,6 +77,42 @@ def test_a_correction_in_parts_is_one_correction(
         given_back += part
     assert {grant.id: grant.remaining for grant in book.grants} == before
     assert (book.used, book.debt) == (0, 0)
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    st.integers(0, 30),
+    st.booleans(),
+    st.data(),
+)
+def test_a_corrected_commit_was_never_made(
+    amounts: list[int], overdraft: int, busy: bool, data: st.DataObject
+) -> None:
+    """Used less, all or more than was held: all of it in parts is as if it had been released."""
+    book = a_book(amounts, overdraft)
+    held = data.draw(st.integers(1, book.available))
+    between = data.draw(st.integers(0, book.spendable - held)) if busy else 0
+    before = {grant.id: grant.remaining for grant in book.grants}
+    cost = data.draw(st.integers(0, book.spendable - between))
+    charge = committed(book, held, between, cost)
+    drawn = sum(draw.amount for draw in charge.draws)
+    assert drawn <= cost
+    # Nothing is held on overdraft.
+    assert drawn >= min(held, cost)
+    given_back = 0
+    while given_back < cost:
+        part = data.draw(st.integers(1, cost - given_back))
+        at = Charge(charge.entry_id, cost, given_back, charge.draws, charge.events)
+        _, made = reverse(book, at, part, NOW, a_grant)
+        # What went back when it was committed may have paid what others overdrew, no more.
+        assert made is None
+        assert balanced(book)
+        given_back += part
+    assert (book.used, book.reserved) == (between, 0)
+    assert book.available == sum(amounts) - between
+    assert all(0 <= grant.remaining <= grant.terms.amount for grant in book.grants)
+    if not between:
+        assert {grant.id: grant.remaining for grant in book.grants} == before
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40))

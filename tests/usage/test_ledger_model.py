@@ -27,8 +27,10 @@ from hypothesis.stateful import (
 )
 
 from chassis.errors import Refusal
+from chassis.ids import uuid7
 from chassis.postgres import Connection, open_database
 from services.usage.domain.book import Book
+from services.usage.domain.requests import Commit, Overage, Reserve
 from services.usage.service.ledger import Act
 from services.usage.service.use_cases import UseCases
 from tests.factories import (
@@ -72,10 +74,11 @@ class Twin:
     user_id: UUID
     grants: list[UUID] = field(default_factory=list)
     events: list[UUID] = field(default_factory=list)
+    holds: list[UUID] = field(default_factory=list)
 
 
 class Ledgers(RuleBasedStateMachine):
-    """Grants, calls, voids, adjustments, corrections and time, as they come."""
+    """Grants, calls, holds, voids, adjustments, corrections and time, as they come."""
 
     def __init__(self, bench: Bench) -> None:
         super().__init__()
@@ -131,6 +134,35 @@ class Ledgers(RuleBasedStateMachine):
             ]
 
         self.both(record)
+
+    @rule(amount=amounts, hours=st.sampled_from([1, 3, 9]))
+    def hold(self, amount: int, hours: int) -> None:
+        self.bench.clock.advance(milliseconds=1)
+
+        async def hold(twin: Twin) -> int:
+            asked = Reserve(
+                uuid7(self.bench.clock.now()), twin.user_id, amount, hours * HOUR, "write"
+            )
+            _, available = await self.bench.usage.reservations.ask(asked)
+            twin.holds.append(asked.id)
+            return available
+
+        self.both(hold)
+
+    @precondition(lambda self: self.watched.holds)
+    @rule(data=st.data(), used=st.integers(0, 16))
+    def commit(self, data: st.DataObject, used: int) -> None:
+        """What it used is corrected like any other call."""
+        self.bench.clock.advance(milliseconds=1)
+        place = data.draw(st.integers(0, len(self.watched.holds) - 1))
+
+        async def commit(twin: Twin) -> int:
+            asked = Commit(twin.holds[place], used, Overage.OVERDRAFT, "")
+            _, available = await self.bench.usage.reservations.ask(asked)
+            twin.events.append(asked.id)
+            return available
+
+        self.both(commit)
 
     @precondition(lambda self: self.watched.grants)
     @rule(data=st.data())

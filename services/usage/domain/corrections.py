@@ -3,7 +3,8 @@ Corrections: what was spent comes back to where it was taken from.
 
 An entry's draws are unwound from the last to the first. What it spent beyond them,
 on overdraft, was spent last and comes back first. So how far an entry is unwound is
-one number, the credits it has given back.
+one number, the credits it has given back. A commit is unwound as if it had spent at
+once what it spent in the end: of what was held, then beyond it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +38,11 @@ class Charge:
 
     entry_id: UUID
     cost: int
-    """Credits the whole entry took."""
+    """Credits the calls of the whole entry took; of a commit, those held before included."""
     reversed: int
     """Credits the whole entry gave back so far."""
     draws: tuple[Draw, ...]
+    """What paid for them, in the order in which it was taken."""
     events: tuple[Charged, ...]
     """The calls that are to be corrected; oldest first."""
 
@@ -68,6 +70,26 @@ class Charge:
             skipped, amount = skipped - passed, amount - part
             if part:
                 yield grant_id, part
+
+
+def committed_draws(held: Sequence[Draw], moved: Sequence[Draw], cost: int) -> tuple[Draw, ...]:
+    """
+    Returns what a commit's cost was paid from, in the order in which it was taken.
+
+    `held` are the draws of its hold, `moved` those of its own entry. A commit for more
+    than was held took those of its entry too, and overdraft beyond them. One for less
+    used up the first of what was held, for the last went back. Its own draws do not
+    tell that: where debt was paid of what went back, they have less.
+    """
+    if cost >= sum(draw.amount for draw in held):
+        return (*held, *moved)
+    paid: list[Draw] = []
+    for draw in held:
+        share = min(cost, draw.amount)
+        if share:
+            paid.append(Draw(draw.grant_id, share))
+        cost -= share
+    return tuple(paid)
 
 
 def reverse(

@@ -174,8 +174,9 @@ class LedgerService:
         """
         Gives credits of a tool call, or of all those of an entry, back to where they were taken.
 
-        UsageNotFound if there is no such call in tool_usage; CorrectionLimit if that is
-        more than it cost and has not got back yet.
+        Whether they were taken at once or held before. UsageNotFound if there is no such
+        call in tool_usage; CorrectionLimit if that is more than it cost and has not got
+        back yet.
         """
         now = self._room.clock.now()
         async with self._room.writing(user_id) as conn:

@@ -8,7 +8,7 @@ from asyncpg import Record
 
 from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Draw, Kind, Posting
-from services.usage.domain.corrections import Charge, Charged
+from services.usage.domain.corrections import Charge, Charged, committed_draws
 from services.usage.errors import OverdraftInUse
 
 _ENTRY = (
@@ -52,32 +52,39 @@ async def balance_at(conn: Connection, user_id: UUID, at: datetime) -> tuple[int
 async def find_charge(
     conn: Connection, user_id: UUID, *, event_id: UUID | None, entry_id: UUID | None
 ) -> Charge | None:
-    """Returns what paid for one tool call of a user, or for all those of one entry."""
+    """
+    Returns what paid for one tool call of a user, or for all those of one entry.
+
+    None where tool_usage has no such call, be it that it is archived.
+    """
     if event_id is not None:
         entry_id = await conn.fetchval(
             "SELECT entry_id FROM tool_usage WHERE id = $1 AND user_id = $2", event_id, user_id
         )
-    entry = await conn.fetchrow(
-        "SELECT id, amount, grant_ids, drawn, created_at,"
-        " (SELECT coalesce(sum(c.credits), 0)::bigint FROM usage_corrections c"
-        "  WHERE c.entry_id = e.id) AS reversed"
-        " FROM credit_entries e WHERE id = $1 AND user_id = $2 AND kind = 'use'",
-        entry_id,
-        user_id,
-    )
+    entry = await conn.fetchrow(_PAID, entry_id, user_id)
     if entry is None:
         return None
-    at = entry["created_at"]
-    rows = await conn.fetch(_CHARGED, user_id, at - CALLS_BEFORE, at + CALLS_AFTER, entry_id)
+    since, until = entry["since"] - CALLS_BEFORE, entry["created_at"] + CALLS_AFTER
+    rows = await conn.fetch(_CHARGED, user_id, since, until, entry_id)
     events = [Charged(*row) for row in rows]
-    return Charge(
-        entry["id"],
-        -entry["amount"],
-        entry["reversed"],
-        _draws(entry),
-        tuple(event for event in events if event_id in (None, event.event_id)),
-    )
+    wanted = tuple(event for event in events if event_id in (None, event.event_id))
+    if not wanted:
+        return None
+    return Charge(entry["id"], entry["cost"], entry["reversed"], _paid_from(entry), wanted)
 
+
+# A reservation's call has the time of its id, and may wait for its commit as long as it is
+# extended: its calls are looked for from when it was made.
+_PAID = """
+SELECT e.id, e.grant_ids, e.drawn, e.created_at, r.grant_ids AS held_ids, r.drawn AS held,
+    coalesce(r.committed, -e.amount) AS cost, coalesce(r.created_at, e.created_at) AS since,
+    (
+        SELECT coalesce(sum(c.credits), 0)::bigint FROM usage_corrections c
+        WHERE c.entry_id = e.id
+    ) AS reversed
+FROM credit_entries e LEFT JOIN credit_reservations r ON r.id = e.reservation_id
+WHERE e.id = $1 AND e.user_id = $2 AND e.kind IN ('use', 'commit')
+"""
 
 _CHARGED = """
 SELECT u.id, u.tool_name, u."timestamp", u.credits_used, (
@@ -135,6 +142,13 @@ async def set_overdraft_limit(conn: Connection, user_id: UUID, limit: int) -> No
         await conn.execute(
             "UPDATE credit_accounts SET overdraft_limit = $2 WHERE user_id = $1", user_id, limit
         )
+
+
+def _paid_from(entry: Record) -> tuple[Draw, ...]:
+    if entry["held"] is None:
+        return _draws(entry)
+    held = tuple(map(Draw, entry["held_ids"], entry["held"]))
+    return committed_draws(held, _draws(entry), entry["cost"])
 
 
 def _draws(row: Record) -> tuple[Draw, ...]:

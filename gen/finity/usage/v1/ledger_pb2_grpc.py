@@ -126,7 +126,9 @@ class LedgerServiceServicer:
         has expired or was voided expires or is voided at once. What was spent on
         overdraft comes back first: it lowers the debt and, where a later grant has paid
         that, is a grant of the source "finity:correction", which does not expire. The
-        call stays recorded as it was; used and the sums by hour go down.
+        call stays recorded as it was; used and the sums by hour go down. A call that was
+        committed or settled comes back likewise: first what was taken beyond the hold,
+        then what was held and used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class LedgerServiceStub:
     has expired or was voided expires or is voided at once. What was spent on
     overdraft comes back first: it lowers the debt and, where a later grant has paid
     that, is a grant of the source "finity:correction", which does not expire. The
-    call stays recorded as it was; used and the sums by hour go down.
+    call stays recorded as it was; used and the sums by hour go down. A call that was
+    committed or settled comes back likewise: first what was taken beyond the hold,
+    then what was held and used.
     """
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_ledger_pb2.VerifyLedgerRequest, _ledger_pb2.VerifyLedgerResponse]
     """Proves that accounts add up: the account is the sum of its entries, which follow
@@ -120,7 +122,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         has expired or was voided expires or is voided at once. What was spent on
         overdraft comes back first: it lowers the debt and, where a later grant has paid
         that, is a grant of the source "finity:correction", which does not expire. The
-        call stays recorded as it was; used and the sums by hour go down.
+        call stays recorded as it was; used and the sums by hour go down. A call that was
+        committed or settled comes back likewise: first what was taken beyond the hold,
+        then what was held and used.
         """
 
     @_abc_1.abstractmethod
