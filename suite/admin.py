@@ -91,8 +91,8 @@ async def _make(
     user = password_pb2.ImportedUser(
         email=credentials.admin_email,
         email_verified=True,
-        # As auth makes its own (OWASP's least).
-        password_hash=PasswordHasher(2, 19_456, 1).hash(credentials.admin_password),
+        # As auth makes its own.
+        password_hash=PasswordHasher(5, 7_168, 1).hash(credentials.admin_password),
     )
     request = password_pb2.ImportUsersRequest(users=[user])
     answer = await passwords.ImportUsers(request, metadata=metadata, timeout=_SECONDS)

@@ -113,8 +113,8 @@ class Settings(ServiceSettings):
     signing_key_delay_seconds: int = Field(600, ge=0, le=86400)
     """How long a new signing key is published before it signs; caches of the keys keep them 600."""
 
-    argon2_memory_kib: int = Field(19456, ge=8)
-    argon2_time_cost: int = Field(2, ge=1)
+    argon2_memory_kib: int = Field(7168, ge=8)
+    argon2_time_cost: int = Field(5, ge=1)
     argon2_queue: int = Field(256, ge=1)
     """Passwords that may wait to be hashed; more are refused with HASHING_BUSY."""
 

@@ -48,7 +48,7 @@ async def test_what_is_no_hash_fits_nothing(passwords: Passwords, hashed: str) -
 
 
 async def test_the_parameters_are_owasps() -> None:
-    """By default a hash is argon2id with 19 MiB, 2 passes and 1 lane."""
+    """By default a hash is argon2id with 7 MiB, 5 passes and 1 lane."""
     settings = Settings()
     pool = Passwords(
         memory_kib=settings.argon2_memory_kib,
@@ -57,7 +57,7 @@ async def test_the_parameters_are_owasps() -> None:
     )
     hashed = await pool.hash("correct horse")
     used = extract_parameters(hashed)
-    assert (used.type, used.memory_cost, used.time_cost, used.parallelism) == (Type.ID, 19456, 2, 1)
+    assert (used.type, used.memory_cost, used.time_cost, used.parallelism) == (Type.ID, 7168, 5, 1)
     assert (used.salt_len, used.hash_len) == (16, 32)
     assert not pool.outdated(hashed)
     pool.close()

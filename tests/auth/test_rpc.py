@@ -320,7 +320,7 @@ async def test_too_many_logins_are_refused_with_a_delay(
     database_url: str, redis_url: str, transport: str, clock: FakeClock
 ) -> None:
     """Passwords beyond the queue are HASHING_BUSY with RetryInfo, the others are answered."""
-    strong = {"argon2_memory_kib": 19456, "argon2_time_cost": 2, "argon2_queue": 2}
+    strong = {"argon2_memory_kib": 7168, "argon2_time_cost": 5, "argon2_queue": 2}
     async with open_house(database_url, redis_url, transport, clock, **strong) as house:
         person = await house.person()
         request = auth_pb2.LoginRequest(email=person.email, password=PASSWORD)
