@@ -78,14 +78,19 @@ async def within(seconds: float, work: Awaitable[T]) -> T:
         task.cancel()
 
     timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), end)
+    cancelled = False
     try:
         return await work
     except asyncio.CancelledError:
+        cancelled = True
         if passed and task.uncancel() <= cancelling:
             raise DeadlinePassed from None
         raise
     finally:
         timer.cancel()
+        if passed and not cancelled:
+            # The work made an answer of its own of it.
+            task.uncancel()
 
 
 def caller_address(peer: str, metadata: Mapping[str, object]) -> str | None:

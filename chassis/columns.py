@@ -22,6 +22,6 @@ def microseconds(times: Iterable[datetime]) -> str:
     """
     Returns an array of instants for `to_timestamp(t / 1e6)`, at a quarter of their spelling's cost.
 
-    Exact to the microsecond for a hundred years to come, so fit for what happened.
+    Exact to the microsecond until 2106, so fit for what happened.
     """
     return column((time - _EPOCH) // _MICROSECOND for time in times)

@@ -15,9 +15,9 @@ message passes 2 to 4; it ends with STOPPING when the server drains. Steps 1 to 
 answering.py. Health and reflection belong to no room and pass through untouched.
 """
 
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -88,7 +88,7 @@ class Gate(grpc.GenericRpcHandler):
             return None
         # Bytes come in raw so that a bad message is our refusal, not the library's.
         if handler.unary_unary is not None:
-            unary = partial(self._answering.unary, method, handler.unary_unary)
+            unary = functools.partial(self._answering.unary, method, handler.unary_unary)
             return grpc.unary_unary_rpc_method_handler(
                 self._counted(method, unary),
                 request_deserializer=None,
@@ -96,7 +96,7 @@ class Gate(grpc.GenericRpcHandler):
             )
         if handler.unary_stream is not None:
             behavior: Any = handler.unary_stream
-            stream = partial(self._answering.stream, method, behavior)
+            stream = functools.partial(self._answering.stream, method, behavior)
             return grpc.unary_stream_rpc_method_handler(
                 self._counted(method, stream),
                 request_deserializer=None,
@@ -104,7 +104,7 @@ class Gate(grpc.GenericRpcHandler):
             )
         if handler.stream_unary is not None:
             collecting: Any = handler.stream_unary
-            collect = partial(self._answering.collect, method, collecting)
+            collect = functools.partial(self._answering.collect, method, collecting)
             return grpc.stream_unary_rpc_method_handler(
                 self._counted(method, collect),
                 request_deserializer=None,
@@ -112,7 +112,7 @@ class Gate(grpc.GenericRpcHandler):
             )
         if handler.stream_stream is not None:
             exchanging: Any = handler.stream_stream
-            exchange = partial(self._answering.exchange, method, exchanging)
+            exchange = functools.partial(self._answering.exchange, method, exchanging)
             return grpc.stream_stream_rpc_method_handler(
                 self._counted(method, exchange),
                 request_deserializer=None,
@@ -121,11 +121,14 @@ class Gate(grpc.GenericRpcHandler):
         return None
 
     def _counted(self, method: Method, answer: Callable[..., Awaitable[Any]]) -> Any:
-        seconds = SECONDS.labels(method.service, method.name)
-        handled = {
-            code.value[0]: HANDLED.labels(method.service, method.name, code.name)
-            for code in grpc.StatusCode
-        }
+        # Made by the first call: what nobody calls is not scraped.
+        @functools.cache
+        def tallies() -> tuple[Mapping[int, Counter], Histogram]:
+            handled = {
+                code.value[0]: HANDLED.labels(method.service, method.name, code.name)
+                for code in grpc.StatusCode
+            }
+            return handled, SECONDS.labels(method.service, method.name)
 
         async def counted(raw: Any, context: Context) -> Any:
             started = time.perf_counter()
@@ -141,6 +144,7 @@ class Gate(grpc.GenericRpcHandler):
                 raise
             finally:
                 self._running -= 1
+                handled, seconds = tallies()
                 handled[code].inc()
                 seconds.observe(time.perf_counter() - started)
 

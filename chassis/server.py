@@ -20,7 +20,7 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import start_http_server
 
 from chassis import logs
@@ -79,8 +79,10 @@ class Server:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection and settings.env == "development":
-            reflection.enable_server_reflection(
-                [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
+            # By name: what chooses a servicer by the kind of server takes ours for a blocking one.
+            names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+                reflection.aio.ReflectionServicer(names), self.grpc
             )
         self.port = 0
         self.on_drain: list[Callable[[], None]] = []

@@ -15,6 +15,7 @@ _LISTEN = "0A"  # a state of /proc/net/tcp
 # Windows above 49151. A server's port from there is lost to whoever connects out meanwhile.
 _EPHEMERAL = 32_768
 _LOWEST = 20_000
+_TRIES = 200
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -87,13 +88,19 @@ def free_port(remembered: int | None = None) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns so many different free ports, none of those given to outgoing connections."""
+    """
+    Returns so many different free ports, none of those that systems give to outgoing connections.
+
+    SuiteError if there are too few.
+    """
     found: set[int] = set()
-    while len(found) < count:
+    for _ in range(_TRIES * count):
         port = _LOWEST + secrets.randbelow(_EPHEMERAL - _LOWEST)
         if is_free(port):
             found.add(port)
-    return list(found)
+        if len(found) == count:
+            return list(found)
+    raise SuiteError(f"No free ports were found between {_LOWEST} and {_EPHEMERAL}.")
 
 
 def require_free(port: int, host: str, setting: str) -> None:

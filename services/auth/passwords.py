@@ -47,8 +47,8 @@ class Passwords(BoundedThreads):
         """
         Tells whether the password fits; costs the same when there is no hash.
 
-        An imported hash costs what its parameters say, until its owner's first
-        login; by the time of a refusal somebody can tell such an account.
+        A hash of other parameters, an imported one too, costs what these say until its
+        owner's next login; by the time of a refusal somebody can tell such an account.
         """
         return await self._run(lambda: self._fits(password, hashed))
 

@@ -14,6 +14,7 @@ from chassis.refusals import (
     CredentialsMissing,
     SubjectDenied,
     SubjectRequired,
+    TokenExpired,
 )
 from chassis.tokens import TokenVerifier
 from tests.chassis.issuer import NAME, Issuer
@@ -52,6 +53,22 @@ async def test_a_user_is_known_by_its_token(authenticator: Authenticator, issuer
     token = issuer.token_of(user_id, session_id, role="pro")
     caller = await authenticator.authenticate(f"Bearer {token}")
     assert caller == Caller(Kind.USER, user_id=user_id, session_id=session_id, role="pro")
+
+
+async def test_only_keys_are_known_by_sight(
+    authenticator: Authenticator, issuer: Issuer, clock: FakeClock
+) -> None:
+    """A key counts again and again; a refused one never does, and a token only while it is good."""
+    wrong = f"Bearer {OLD_KEY}x"
+    token = f"Bearer {issuer.token_of(uuid4(), uuid4(), role='pro')}"
+    for _ in range(3):
+        assert await authenticator.authenticate(f"Bearer {OLD_KEY}") == SERVICE
+        with pytest.raises(CredentialsInvalid):
+            await authenticator.authenticate(wrong)
+        await authenticator.authenticate(token)
+    clock.advance(days=1)
+    with pytest.raises(TokenExpired):
+        await authenticator.authenticate(token)
 
 
 async def test_no_credentials_are_missing_credentials(authenticator: Authenticator) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
 import structlog
 from finity.options.v1 import options_pb2
@@ -237,6 +238,25 @@ async def test_an_unknown_method_is_unimplemented(room: Probe, path: str) -> Non
     call: Any = room.channel.unary_unary(path)
     error = await refused(call(b"anything"))
     assert refusal_of(error) == (StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN")
+
+
+async def test_a_handler_cannot_get_round_the_gate(transport: str) -> None:
+    """A method that no contract describes is METHOD_UNKNOWN, however its handler was added."""
+
+    async def answer(_: Any, __: Any) -> Any:
+        raise AssertionError("nobody may come here")
+
+    handlers: Any = {"Secret": grpc.unary_unary_rpc_method_handler(answer)}
+    generic: Any = grpc.method_handlers_generic_handler("finity.beside.v1.Beside", handlers)
+    async with probe.composed(transport=transport) as room:
+        room.server.grpc.add_registered_method_handlers(CONTRACT.full_name, handlers)
+        room.server.grpc.add_generic_rpc_handlers((generic,))
+        await room.server.start()
+        async with aio.insecure_channel(f"127.0.0.1:{room.server.port}") as channel:
+            for path in (f"/{CONTRACT.full_name}/Secret", "/finity.beside.v1.Beside/Secret"):
+                call: Any = channel.unary_unary(path)
+                error = await refused(call(b""))
+                assert refusal_of(error) == (StatusCode.UNIMPLEMENTED, "METHOD_UNKNOWN")
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xff", b"\x0a\x7fshort", b"\x12\x02\xff\xfe", b"\0"])

@@ -233,7 +233,7 @@ async def _lock_open(conn: Connection, user_id: UUID, now: datetime, act: Act) -
 async def _with_grants(conn: Connection, book: Book, ids: Sequence[UUID]) -> Sequence[Grant]:
     """Returns grants of the book, those that have nothing left taken into it too."""
     known = {grant.id: grant for grant in book.grants}
-    missing = [grant_id for grant_id in ids if grant_id not in known]
+    missing = list({grant_id for grant_id in ids if grant_id not in known})
     for grant in await grants.list_grants(conn, book.user_id, missing) if missing else ():
         known[grant.id] = grant
         book.grants.append(grant)

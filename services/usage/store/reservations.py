@@ -6,6 +6,7 @@ from uuid import UUID
 
 from asyncpg import Record
 
+from chassis.columns import column
 from chassis.postgres import Connection
 from services.usage.domain.accounts import Draw
 from services.usage.domain.holds import Hold, State
@@ -77,8 +78,8 @@ async def write_holds(conn: Connection, holds: Iterable[Hold], new: Collection[U
         [hold.created_at for hold in written],
         [hold.first_expires_at for hold in written],
         [hold.expires_at for hold in written],
-        [_array(draw.grant_id for draw in hold.draws) for hold in written],
-        [_array(draw.amount for draw in hold.draws) for hold in written],
+        [column(draw.grant_id for draw in hold.draws) for hold in written],
+        [column(draw.amount for draw in hold.draws) for hold in written],
         [hold.available for hold in written],
         [hold.state for hold in written],
         [hold.committed for hold in written],
@@ -172,7 +173,3 @@ def _hold(row: Record) -> Hold:
         row["holder"] or "",
         row["fence"] or 0,
     )
-
-
-def _array(values: Iterable[object]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"

@@ -1,0 +1,48 @@
+"""chassis.columns: whole columns as PostgreSQL reads them."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chassis.columns import column, microseconds
+from chassis.postgres import Connection, Database
+
+PAST = st.datetimes(datetime(2000, 1, 1), datetime(2105, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001
+
+
+async def read(conn: Connection, kind: str, value: str) -> list[object]:
+    return list(await conn.fetchval(f"SELECT $1::text::{kind}[]", value))
+
+
+async def test_ids_numbers_and_instants_come_back(usage_database: Database) -> None:
+    """Each kind is read back as it was, NULL and the empty column too, in any time zone."""
+    at = datetime.now(UTC)
+    columns: list[tuple[str, list[object]]] = [
+        ("uuid", [uuid4(), None, UUID(int=0)]),
+        ("bigint", [0, -1, 2**63 - 1, None, -(2**63)]),
+        ("timestamptz", [at, None, datetime(9999, 12, 31, tzinfo=UTC)]),
+        ("uuid", []),
+        ("bigint", [None]),
+    ]
+    async with usage_database.transaction() as conn:
+        await conn.execute("SET LOCAL TimeZone = 'Asia/Kathmandu'")
+        for kind, values in columns:
+            assert await read(conn, kind, column(values)) == values
+
+
+@given(times=st.lists(PAST, min_size=1, max_size=50))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_instants_are_exact_to_the_microsecond(
+    usage_database: Database, times: list[datetime]
+) -> None:
+    """What to_timestamp makes of a column of microseconds is the instant that went in."""
+    edges = [time.replace(microsecond=999_999) for time in times]
+    wanted = [*times, *edges, *(time + timedelta(microseconds=1) for time in edges)]
+    async with usage_database.connection() as conn:
+        rows = await conn.fetch(
+            "SELECT to_timestamp(t / 1e6::float8) AS at FROM unnest($1::text::bigint[]) AS c (t)",
+            microseconds(wanted),
+        )
+    assert [row["at"] for row in rows] == wanted
