@@ -45,6 +45,14 @@ RUNNING = Gauge("grpc_server_running_calls", "Calls being answered now.")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
+# By whether requests and answers are streams.
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
 
 class Gate(grpc.GenericRpcHandler):
     """Everything between the wire and a handler."""
@@ -61,12 +69,18 @@ class Gate(grpc.GenericRpcHandler):
         """`default_deadline` is in seconds."""
         self._room = room
         self._methods = methods
-        self._answering = Answering(authenticator, default_deadline)
+        answering = Answering(authenticator, default_deadline)
+        self._answers: dict[str, Callable[..., Awaitable[Any]]] = {
+            "unary_unary": answering.unary,
+            "unary_stream": answering.stream,
+            "stream_unary": answering.collect,
+            "stream_stream": answering.exchange,
+        }
         self._max_calls = max_concurrent_calls
         self._running = 0
         # As a stream: one that waited for a message would answer some streams INTERNAL.
         self._unknown: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
-        self.drain = self._answering.draining.begin
+        self.drain = answering.draining.begin
         RUNNING.set_function(lambda: self._running)
 
     def gated(self, service: str, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
@@ -74,7 +88,7 @@ class Gate(grpc.GenericRpcHandler):
         if service.startswith(_INFRASTRUCTURE):
             return dict(handlers)
         return {
-            name: self._gated(self._methods.get(f"/{service}/{name}"), handler) or self._unknown
+            name: self._gated(self._methods.get(f"/{service}/{name}"), handler)
             for name, handler in handlers.items()
         }
 
@@ -83,42 +97,18 @@ class Gate(grpc.GenericRpcHandler):
         infrastructure = handler_call_details.method.lstrip("/").startswith(_INFRASTRUCTURE)
         return None if infrastructure else self._unknown
 
-    def _gated(self, method: Method | None, handler: Handler) -> MaybeHandler:
+    def _gated(self, method: Method | None, handler: Handler) -> Handler:
         if method is None:
-            return None
+            return self._unknown
+        kind, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        answer = functools.partial(self._answers[kind], method, getattr(handler, kind))
         # Bytes come in raw so that a bad message is our refusal, not the library's.
-        if handler.unary_unary is not None:
-            unary = functools.partial(self._answering.unary, method, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(
-                self._counted(method, unary),
-                request_deserializer=None,
-                response_serializer=handler.response_serializer,
-            )
-        if handler.unary_stream is not None:
-            behavior: Any = handler.unary_stream
-            stream = functools.partial(self._answering.stream, method, behavior)
-            return grpc.unary_stream_rpc_method_handler(
-                self._counted(method, stream),
-                request_deserializer=None,
-                response_serializer=handler.response_serializer,
-            )
-        if handler.stream_unary is not None:
-            collecting: Any = handler.stream_unary
-            collect = functools.partial(self._answering.collect, method, collecting)
-            return grpc.stream_unary_rpc_method_handler(
-                self._counted(method, collect),
-                request_deserializer=None,
-                response_serializer=handler.response_serializer,
-            )
-        if handler.stream_stream is not None:
-            exchanging: Any = handler.stream_stream
-            exchange = functools.partial(self._answering.exchange, method, exchanging)
-            return grpc.stream_stream_rpc_method_handler(
-                self._counted(method, exchange),
-                request_deserializer=None,
-                response_serializer=handler.response_serializer,
-            )
-        return None
+        gated: Handler = make(
+            self._counted(method, answer),
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+        return gated
 
     def _counted(self, method: Method, answer: Callable[..., Awaitable[Any]]) -> Any:
         # Made by the first call: what nobody calls is not scraped.
