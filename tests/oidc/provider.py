@@ -10,13 +10,14 @@ import hashlib
 import html
 import json
 import re
+import select
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import httpx
@@ -28,6 +29,7 @@ FILES = ("package.json", "package-lock.json", ".npmrc", "provider.mjs")
 REDIRECT_URI = "https://app.example.com/signed-in"
 SECRET = "a client secret + of 40 characters: / &%41"
 INSTALL_SECONDS = 180
+READY_SECONDS, STARTS = 60, 2
 # Client → how it authenticates at the token endpoint, and what its ID tokens are signed with.
 CLIENTS = {
     "finity": ("client_secret_basic", "RS256"),
@@ -97,24 +99,31 @@ def serving(cache: Path, *, port: int = 0, **settings: Any) -> Iterator[OpenIdPr
     ]
     told = json.dumps({"clients": clients, **settings})
     folder = installed(cache)
-    with (
-        (folder / f"{provider.port}.log").open("w+") as log,
-        subprocess.Popen(  # noqa: S603
-            ["node", "provider.mjs", str(provider.port), told],  # noqa: S607
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        ) as process,
-    ):
-        try:
-            assert process.stdout
+    with (folder / f"{provider.port}.log").open("w+") as log:
+        command = ["node", "provider.mjs", str(provider.port), told]
+        with _started(command, folder, log) as process:
+            try:
+                yield provider
+            finally:
+                process.terminate()
+
+
+def _started(command: list[str], folder: Path, log: IO[str]) -> "subprocess.Popen[str]":
+    """Starts a provider and returns it once it listens."""
+    for _ in range(STARTS):
+        process = subprocess.Popen(  # noqa: S603
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert process.stdout
+        if select.select([process.stdout], [], [], READY_SECONDS)[0]:
             said = process.stdout.readline()
             log.seek(0)
             assert said == "ready\n", log.read()
-            yield provider
-        finally:
-            process.terminate()
+            return process
+        # Node was seen to stand still while it made its keys.
+        with process:
+            process.kill()
+    raise AssertionError(f"{STARTS} times no provider within {READY_SECONDS} s")
 
 
 async def visit(authorization_url: str, name: str, *, consent: bool = True) -> dict[str, str]:
