@@ -24,9 +24,9 @@ from chassis.calls import (
     caller_address,
     enter,
     request_id,
-    within,
 )
 from chassis.contract import Method, validate
+from chassis.deadlines import NEVER, Deadlines
 from chassis.draining import Draining
 from chassis.errors import Code, Refusal
 from chassis.refusals import Defect, Overloaded
@@ -48,6 +48,7 @@ class Answering:
         """`default_deadline` is in seconds, for unary calls whose caller named none."""
         self._authenticator = authenticator
         self._default_deadline = default_deadline
+        self._deadlines = Deadlines()
         self.draining = Draining()
 
     async def unary(
@@ -56,8 +57,11 @@ class Answering:
         """Answers one call; Overloaded if the server is `full`."""
         call, authorization = self._enter(method, context, self._default_deadline)
         try:
-            request = await self._admitted(call, authorization, raw, full=full)
-            return await within(call.remaining(), behavior(request, context))
+            # Before a byte of the body is read: decoding is work that strangers must not order.
+            may_name_anyone = await self._let_in(call, authorization, full=full)
+            request = self._read(call, raw, may_name_anyone)
+            with self._deadlines.until(call.ends):
+                return await behavior(request, context)
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -65,11 +69,13 @@ class Answering:
         self, method: Method, behavior: StreamBehavior, raw: bytes, context: Context, *, full: bool
     ) -> None:
         """Writes what the handler yields; it has the caller's deadline or none."""
-        call, authorization = self._enter(method, context, float("inf"))
+        call, authorization = self._enter(method, context, NEVER)
         try:
-            request = await self._admitted(call, authorization, raw, full=full)
+            may_name_anyone = await self._let_in(call, authorization, full=full)
+            request = self._read(call, raw, may_name_anyone)
             messages = behavior(request, context)
-            await within(call.remaining(), self._write(call, authorization, messages, context))
+            with self._deadlines.until(call.ends):
+                await self._write(call, authorization, messages, context)
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -83,11 +89,12 @@ class Answering:
         full: bool,
     ) -> Message:
         """Answers a stream of requests once; it has the caller's deadline or none."""
-        call, authorization = self._enter(method, context, float("inf"))
+        call, authorization = self._enter(method, context, NEVER)
         try:
             await self._let_in(call, authorization, full=full)
             async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
-                return await within(call.remaining(), behavior(requests, context))
+                with self._deadlines.until(call.ends):
+                    return await behavior(requests, context)
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -101,12 +108,13 @@ class Answering:
         full: bool,
     ) -> None:
         """Writes what the handler yields while requests come; the caller's deadline or none."""
-        call, authorization = self._enter(method, context, float("inf"))
+        call, authorization = self._enter(method, context, NEVER)
         try:
             await self._let_in(call, authorization, full=full)
             async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
                 messages = behavior(requests, context)
-                await within(call.remaining(), self._write(call, authorization, messages, context))
+                with self._deadlines.until(call.ends):
+                    await self._write(call, authorization, messages, context)
         except Exception as error:
             raise _explained(call, error) from error
 
@@ -142,10 +150,6 @@ class Answering:
         enter(call)
         return call, str(metadata.get("authorization", ""))
 
-    async def _admitted(self, call: Call, authorization: str, raw: bytes, *, full: bool) -> Message:
-        # Before a byte of the body is read: decoding is work that strangers must not order.
-        return self._read(call, raw, await self._let_in(call, authorization, full=full))
-
     async def _let_in(self, call: Call, authorization: str, *, full: bool) -> bool:
         if full:
             raise Overloaded(retry_after=0.5)
@@ -161,7 +165,8 @@ class Answering:
         """Finds out who calls; returns whether it may name any user."""
         if options_pb2.PUBLIC in call.method.allow:
             return False
-        call.caller = await self._authenticator.authenticate(authorization)
+        known = self._authenticator.known(authorization)
+        call.caller = known or await self._authenticator.authenticate(authorization)
         return admit(call.method, call.caller)
 
 

@@ -92,11 +92,12 @@ class Authenticator:
         # Services call thousands of times a second: digests would take a tenth of that.
         self._seen: dict[str, Caller] = {}
 
+    def known(self, authorization: str) -> Caller | None:
+        """Returns the service that has shown this before; what saves most calls a coroutine."""
+        return self._seen.get(authorization)
+
     async def authenticate(self, authorization: str) -> Caller:
         """Returns the caller; refuses missing, unknown, expired and revoked credentials."""
-        seen = self._seen.get(authorization)
-        if seen is not None:
-            return seen
         if not authorization:
             raise CredentialsMissing
         scheme, _, credentials = authorization.partition(" ")

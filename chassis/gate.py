@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge
 
 from chassis import status
 from chassis.answering import Answering, Context
@@ -30,15 +30,10 @@ from chassis.callers import Authenticator
 from chassis.contract import Method
 from chassis.errors import Refusal
 from chassis.refusals import MethodUnknown
+from chassis.tallies import TALLIES
 
 _INFRASTRUCTURE = ("grpc.health.", "grpc.reflection.")
 
-HANDLED = Counter(
-    "grpc_server_handled_total", "Calls answered.", ["grpc_service", "grpc_method", "grpc_code"]
-)
-SECONDS = Histogram(
-    "grpc_server_handling_seconds", "Time to answer.", ["grpc_service", "grpc_method"]
-)
 RUNNING = Gauge("grpc_server_running_calls", "Calls being answered now.")
 
 # Generic in its stubs, not when it runs.
@@ -111,14 +106,7 @@ class Gate(grpc.GenericRpcHandler):
         return gated
 
     def _counted(self, method: Method, answer: Callable[..., Awaitable[Any]]) -> Any:
-        # Made by the first call: what nobody calls is not scraped.
-        @functools.cache
-        def tallies() -> tuple[Mapping[int, Counter], Histogram]:
-            handled = {
-                code.value[0]: HANDLED.labels(method.service, method.name, code.name)
-                for code in grpc.StatusCode
-            }
-            return handled, SECONDS.labels(method.service, method.name)
+        tally = TALLIES.of(method.service, method.name)
 
         async def counted(raw: Any, context: Context) -> Any:
             started = time.perf_counter()
@@ -134,9 +122,7 @@ class Gate(grpc.GenericRpcHandler):
                 raise
             finally:
                 self._running -= 1
-                handled, seconds = tallies()
-                handled[code].inc()
-                seconds.observe(time.perf_counter() - started)
+                tally.add(code, time.perf_counter() - started)
 
         return counted
 

@@ -6,9 +6,8 @@ import time
 import pytest
 
 from chassis.callers import PUBLIC
-from chassis.calls import Call, caller_address, current_call, enter, within
+from chassis.calls import Call, caller_address, current_call, enter
 from chassis.contract import methods_of
-from chassis.refusals import DeadlinePassed
 from tests.chassis.probe import CONTRACT, path
 
 METHOD = methods_of([CONTRACT])[path("Open")]
@@ -69,53 +68,3 @@ def test_the_remaining_time_runs_out() -> None:
 def test_where_a_caller_is(peer: str, forwarded: str, address: str | None) -> None:
     """What a proxy says is believed of our own network only, and only its last hop."""
     assert caller_address(peer, {"x-forwarded-for": forwarded}) == address
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0, 0.01])
-async def test_work_ends_with_its_time(seconds: float) -> None:
-    """DEADLINE_PASSED, and the task goes on as if nobody had cancelled it."""
-    with pytest.raises(DeadlinePassed):
-        await within(seconds, asyncio.sleep(60))
-    assert current_task().cancelling() == 0
-    await asyncio.sleep(0)
-
-
-async def test_work_that_is_done_in_time_is_left_alone() -> None:
-    """Its result, or its own failure, also a TimeoutError; no time at all is no limit."""
-    for seconds in (60.0, float("inf")):
-        assert await within(seconds, asyncio.sleep(0, "done")) == "done"
-        with pytest.raises(TimeoutError):
-            await within(seconds, asyncio.wait_for(asyncio.sleep(60), 0.001))
-
-
-async def test_who_is_cancelled_is_cancelled() -> None:
-    """A caller that leaves, even at the very end of the time, is no deadline that passed."""
-    for seconds in (60.0, 0.01):
-        task = asyncio.create_task(within(seconds, asyncio.sleep(60)))
-        await asyncio.sleep(0)
-        if seconds < 1:
-            # The timer and the caller in one turn of the loop.
-            time.sleep(2 * seconds)  # noqa: ASYNC251
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
-async def test_work_may_answer_the_end_of_its_time() -> None:
-    """What it makes of the cancellation counts; nothing of it stays with the task."""
-
-    async def stubborn() -> str:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            return "late"
-        return "never"
-
-    assert await within(0.001, stubborn()) == "late"
-    assert current_task().cancelling() == 0
-
-
-def current_task() -> asyncio.Task[object]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task

@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 
 from chassis.callers import Kind
 from chassis.calls import DEADLINE_MARGIN, REQUEST_ID, current_call
-from chassis.gate import HANDLED
+from chassis.tallies import TALLIES
 from tests.chassis import probe
 from tests.chassis.issuer import unsigned
 from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe
@@ -269,8 +269,10 @@ async def test_malformed_bytes_are_refused(room: Probe, raw: bytes) -> None:
 async def test_calls_are_counted_by_method_and_code(room: Probe) -> None:
     """Each answer counts once, under its method and code."""
 
-    def count(code: str) -> float:
-        return float(HANDLED.labels(CONTRACT.full_name, "Open", code)._value.get())
+    tally = TALLIES.of(CONTRACT.full_name, "Open")
+
+    def count(code: str) -> int:
+        return tally.codes[StatusCode[code].value[0]]
 
     before = count("OK"), count("INVALID_ARGUMENT")
     await room.call("Open")

@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 from grpc import StatusCode, aio
 
-from chassis.gate import HANDLED
 from chassis.refusals import Conflict
 from chassis.revocations import Revocations
+from chassis.tallies import TALLIES
 from tests.chassis import probe
 from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe
 from tests.chassis.waiting import until
@@ -63,9 +63,8 @@ async def refusal(call: Any) -> tuple[StatusCode, str]:
     return refusal_of(error.value)
 
 
-def handled(method: str, code: StatusCode) -> float:
-    child: Any = HANDLED.labels(CONTRACT.full_name, method, code.name)
-    return float(child._value.get())
+def handled(method: str, code: StatusCode) -> int:
+    return TALLIES.of(CONTRACT.full_name, method).codes[code.value[0]]
 
 
 async def test_every_request_reaches_the_handler(room: Probe) -> None:

@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from grpc import StatusCode, aio
 
-from chassis.gate import HANDLED
 from chassis.refusals import Conflict
 from chassis.revocations import Revocations
+from chassis.tallies import TALLIES
 from tests.chassis import probe
 from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe
 from tests.chassis.waiting import until
@@ -32,9 +32,8 @@ async def refusal(stream: Any) -> tuple[StatusCode, str]:
     return refusal_of(error.value)
 
 
-def handled(code: StatusCode) -> float:
-    child: Any = HANDLED.labels(CONTRACT.full_name, "Watch", code.name)
-    return float(child._value.get())
+def handled(code: StatusCode) -> int:
+    return TALLIES.of(CONTRACT.full_name, "Watch").codes[code.value[0]]
 
 
 async def test_a_stream_is_written_whole(room: Probe) -> None:

@@ -12,6 +12,7 @@ from grpc import aio
 from chassis.calls import current_call
 from chassis.clock import Clock
 from chassis.errors import Refusal
+from chassis.ids import parse_uuid
 from chassis.pages import PageTokens
 from chassis.times import read_time, to_timestamp
 from services.usage.domain.grants import DEFAULT_PRIORITY, Category, Terms
@@ -66,7 +67,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def GetBalance(
         self, request: usage_pb2.GetBalanceRequest, context: Context
     ) -> usage_pb2.GetBalanceResponse:
-        user_id, at = UUID(request.user_id), read_time(request, "as_of_time")
+        user_id, at = parse_uuid(request.user_id), read_time(request, "as_of_time")
         if at is not None:
             past = to_past_balance(at, *await self._ledger.balance_at(user_id, at))
             return usage_pb2.GetBalanceResponse(balance=past)

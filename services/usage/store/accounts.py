@@ -7,8 +7,8 @@ from uuid import UUID
 
 from asyncpg import Record
 
-from chassis.columns import column, microseconds
-from chassis.ids import uuid7
+from chassis.columns import arrays, column, columns, microseconds, texts
+from chassis.ids import uuid7s
 from chassis.postgres import Connection, on_constraint
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
@@ -110,38 +110,25 @@ async def write_books(conn: Connection, books: Iterable[Book], now: datetime) ->
     written = list(books)
     await insert_grants(conn, [grant for book in written for grant in book.granted_now])
     await write_standings(conn, [book for book in written if book.standing.changed])
-    postings = [(book.user_id, posting) for book in written for posting in book.postings]
+    postings = [posting for book in written for posting in book.postings]
     grants = [grant for book in written for grant in book.changed.values()]
     with on_constraint("credit_accounts_granted_max", BalanceLimit):
         await conn.execute(
             _WRITE_BOOKS,
             now,
-            column(book.user_id for book in written),
-            column(book.granted for book in written),
-            column(book.used for book in written),
-            column(book.reserved for book in written),
-            column(book.debt for book in written),
-            column(book.version for book in written),
-            column(book.closed_at for book in written),
-            column(book.due_at for book in written),
-            column(posting.id for _, posting in postings),
-            column(user_id for user_id, _ in postings),
-            [posting.kind for _, posting in postings],
-            column(posting.amount for _, posting in postings),
-            column(posting.balance_after for _, posting in postings),
-            column(posting.version for _, posting in postings),
-            microseconds(posting.at for _, posting in postings),
-            [column(draw.grant_id for draw in posting.draws) for _, posting in postings],
-            [column(draw.amount for draw in posting.draws) for _, posting in postings],
-            column(posting.grant_id for _, posting in postings),
-            column(posting.reservation_id for _, posting in postings),
-            column(posting.reverses_id for _, posting in postings),
-            column(grant.id for grant in grants),
-            column(grant.remaining for grant in grants),
-            [grant.activated_at for grant in grants],
-            column(grant.voided_at for grant in grants),
-            [posting.actor for _, posting in postings],
-            [posting.note for _, posting in postings],
+            *columns(written, "user_id", "granted", "used", "reserved", "debt", "version"),
+            *columns(written, "closed_at", "due_at"),
+            *columns(grants, "id", "remaining", "voided_at"),
+            microseconds(grant.activated_at for grant in grants),
+            column(book.user_id for book in written for _ in book.postings),
+            *columns(postings, "id", "amount", "balance_after", "version"),
+            *columns(postings, "grant_id", "reservation_id", "reverses_id"),
+            microseconds(posting.at for posting in postings),
+            texts(posting.kind for posting in postings),
+            texts(posting.actor for posting in postings),
+            texts(posting.note for posting in postings),
+            arrays([draw.grant_id for draw in posting.draws] for posting in postings),
+            arrays([draw.amount for draw in posting.draws] for posting in postings),
         )
     if holds := [hold for book in written for hold in book.changed_holds.values()]:
         await write_holds(conn, holds, {made for book in written for made in book.new_holds})
@@ -159,26 +146,28 @@ WITH account AS (
     WHERE a.user_id = s.user_id
 ), drawn AS (
     UPDATE credit_grants g
-    SET remaining = s.remaining, activated_at = s.activated_at, voided_at = s.voided_at,
+    SET remaining = s.remaining, voided_at = s.voided_at,
+        activated_at = to_timestamp(s.activated / 1e6::float8),
         depleted_at = CASE WHEN s.remaining = 0 THEN coalesce(g.depleted_at, $1) END
     FROM unnest(
-        $22::text::uuid[], $23::text::bigint[], $24::timestamptz[], $25::text::timestamptz[]
-    ) AS s (id, remaining, activated_at, voided_at)
+        $10::text::uuid[], $11::text::bigint[], $12::text::timestamptz[], $13::text::bigint[]
+    ) AS s (id, remaining, voided_at, activated)
     WHERE g.id = s.id
 )
 INSERT INTO credit_entries (
-    id, user_id, kind, amount, balance_after, version, created_at, grant_ids, drawn,
-    grant_id, reservation_id, reverses_id, actor, note
+    user_id, id, amount, balance_after, version, grant_id, reservation_id, reverses_id, created_at,
+    kind, actor, note, grant_ids, drawn
 )
-SELECT id, user_id, kind, amount, balance_after, version, to_timestamp(at / 1e6::float8),
-    grants::uuid[], drawn::bigint[], grant_id, reservation_id, reverses_id, actor, note
+SELECT user_id, id, amount, balance_after, version, grant_id, reservation_id, reverses_id,
+    to_timestamp(at / 1e6::float8), kind, actor, note, grants::uuid[], drawn::bigint[]
 FROM unnest(
-    $10::text::uuid[], $11::text::uuid[], $12::text[], $13::text::bigint[], $14::text::bigint[],
-    $15::text::bigint[], $16::text::bigint[], $17::text[], $18::text[], $19::text::uuid[],
-    $20::text::uuid[], $21::text::uuid[], $26::text[], $27::text[]
+    $14::text::uuid[], $15::text::uuid[], $16::text::bigint[], $17::text::bigint[],
+    $18::text::bigint[], $19::text::uuid[], $20::text::uuid[], $21::text::uuid[],
+    $22::text::bigint[], $23::text::text[], $24::text::text[], $25::text::text[],
+    $26::text::text[], $27::text::text[]
 ) AS s (
-    id, user_id, kind, amount, balance_after, version, at, grants, drawn,
-    grant_id, reservation_id, reverses_id, actor, note
+    user_id, id, amount, balance_after, version, grant_id, reservation_id, reverses_id, at,
+    kind, actor, note, grants, drawn
 )
 """
 
@@ -187,11 +176,11 @@ async def _books(
     conn: Connection, user_ids: Sequence[UUID], now: datetime, lock: str
 ) -> dict[UUID, Book]:
     rows = await conn.fetch(
-        f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::uuid[])"
+        f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::text::uuid[])"
         f" ORDER BY user_id {lock}",
-        user_ids,
+        column(user_ids),
     )
-    new_id = partial(uuid7, now)
+    new_id = partial(next, uuid7s(now))
     books = {row["user_id"]: _book(row, new_id) for row in rows}
     await _fill(conn, books)
     due = [book for book in books.values() if book.overdue(now)]

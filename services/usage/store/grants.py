@@ -5,6 +5,7 @@ from uuid import UUID
 
 from asyncpg import Record
 
+from chassis.columns import column
 from chassis.postgres import Connection
 from services.usage.domain.grants import Category, Grant, Terms
 
@@ -105,10 +106,10 @@ async def sign_void(conn: Connection, grant_id: UUID, actor: str, note: str) -> 
 async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
     """Returns the users' grants that have something left, those still to begin among them."""
     rows = await conn.fetch(
-        f"SELECT {_GRANT} FROM unnest($1::uuid[]) AS u (id)"
+        f"SELECT {_GRANT} FROM unnest($1::text::uuid[]) AS u (id)"
         " JOIN credit_grants g ON g.user_id = u.id"
         " WHERE g.depleted_at IS NULL AND g.voided_at IS NULL",
-        user_ids,
+        column(user_ids),
     )
     return [_grant(row) for row in rows]
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from asyncpg import Record
 
-from chassis.columns import column, microseconds
+from chassis.columns import column, columns, microseconds, texts
 from chassis.ids import uuid7_floor
 from chassis.postgres import Connection
 from services.usage.domain.metering import Event
@@ -14,6 +15,14 @@ from services.usage.domain.metering import Event
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
+
+
+class _Sum(NamedTuple):
+    user_id: UUID
+    hour: int
+    tool_name: str
+    calls: int
+    credits: int
 
 
 async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
@@ -51,32 +60,28 @@ async def write_paid_events(
     sums = _sums(events)
     await conn.execute(
         _WRITE_EVENTS,
-        column(event.id for event in events),
-        column(event.user_id for event in events),
-        [event.tool_name for event in events],
-        column(event.credits for event in events),
+        *columns(events, "id", "user_id", "credits"),
+        texts(event.tool_name for event in events),
         microseconds(event.time for event in events),
         column(entry_ids),
-        column(user_id for user_id, _, _ in sums),
-        [tool_name for _, _, tool_name in sums],
-        column(hour for _, hour, _ in sums),
-        column(calls for calls, _ in sums.values()),
-        column(spent for _, spent in sums.values()),
+        *columns(sums, "user_id", "hour", "calls", "credits"),
+        texts(each.tool_name for each in sums),
     )
 
 
 _WRITE_EVENTS = """
 WITH recorded AS (
-    INSERT INTO tool_usage (id, user_id, tool_name, credits_used, "timestamp", entry_id)
-    SELECT id, user_id, tool_name, credits, to_timestamp(at / 1e6::float8), entry_id FROM unnest(
-        $1::text::uuid[], $2::text::uuid[], $3::text[], $4::text::bigint[], $5::text::bigint[],
-        $6::text::uuid[]
-    ) AS s (id, user_id, tool_name, credits, at, entry_id)
+    INSERT INTO tool_usage (id, user_id, credits_used, tool_name, "timestamp", entry_id)
+    SELECT id, user_id, credits, tool_name, to_timestamp(at / 1e6::float8), entry_id FROM unnest(
+        $1::text::uuid[], $2::text::uuid[], $3::text::bigint[], $4::text::text[],
+        $5::text::bigint[], $6::text::uuid[]
+    ) AS s (id, user_id, credits, tool_name, at, entry_id)
 )
-INSERT INTO usage_rollups AS r (user_id, tool_name, hour, calls, credits)
-SELECT user_id, tool_name, to_timestamp(hour * 3600), calls, credits FROM unnest(
-    $7::text::uuid[], $8::text[], $9::text::bigint[], $10::text::bigint[], $11::text::bigint[]
-) AS s (user_id, tool_name, hour, calls, credits)
+INSERT INTO usage_rollups AS r (user_id, hour, calls, credits, tool_name)
+SELECT user_id, to_timestamp(hour * 3600), calls, credits, tool_name FROM unnest(
+    $7::text::uuid[], $8::text::bigint[], $9::text::bigint[], $10::text::bigint[],
+    $11::text::text[]
+) AS s (user_id, hour, calls, credits, tool_name)
 ON CONFLICT (user_id, hour, tool_name)
 DO UPDATE SET calls = r.calls + excluded.calls, credits = r.credits + excluded.credits
 """
@@ -122,14 +127,14 @@ async def detach_partitions(conn: Connection, before: datetime, most: int) -> li
     return list(await conn.fetchval("SELECT usage_detach_partitions($1, $2)", before, most))
 
 
-def _sums(events: Iterable[Event]) -> dict[tuple[UUID, int, str], tuple[int, int]]:
+def _sums(events: Iterable[Event]) -> list[_Sum]:
     """Returns calls and credits by user, hour and tool, in the order in which they are locked."""
     sums: dict[tuple[UUID, int, str], tuple[int, int]] = {}
     for event in events:
         key = (event.user_id, (event.time - EARLIEST) // _HOUR, event.tool_name)
         calls, spent = sums.get(key, (0, 0))
         sums[key] = (calls + 1, spent + event.credits)
-    return dict(sorted(sums.items()))
+    return [_Sum(*key, *counted) for key, counted in sorted(sums.items())]
 
 
 def _event(row: Record) -> Event:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from asyncpg import Record
 
-from chassis.columns import column
+from chassis.columns import arrays, column, columns, microseconds, texts
 from chassis.postgres import Connection
 from services.usage.domain.accounts import Draw
 from services.usage.domain.holds import Hold, State
@@ -71,41 +71,40 @@ async def write_holds(conn: Connection, holds: Iterable[Hold], new: Collection[U
     written = list(holds)
     await conn.execute(
         _WRITE_HOLDS,
-        [hold.id for hold in written],
-        [hold.user_id for hold in written],
-        [hold.amount for hold in written],
-        [hold.tool_name or None for hold in written],
-        [hold.created_at for hold in written],
-        [hold.first_expires_at for hold in written],
-        [hold.expires_at for hold in written],
-        [column(draw.grant_id for draw in hold.draws) for hold in written],
-        [column(draw.amount for draw in hold.draws) for hold in written],
-        [hold.available for hold in written],
-        [hold.state for hold in written],
-        [hold.committed for hold in written],
-        [hold.committed_tool for hold in written],
-        [hold.resolved_at for hold in written],
-        [hold.resolved_available for hold in written],
-        [hold.holder or None for hold in written],
-        [hold.fence or None for hold in written],
-        [hold.id in new for hold in written],
+        *columns(written, "id", "user_id", "amount", "available"),
+        *columns(written, "committed", "resolved_available"),
+        column(hold.fence or None for hold in written),
+        column(hold.id in new for hold in written),
+        microseconds(hold.created_at for hold in written),
+        microseconds(hold.first_expires_at for hold in written),
+        microseconds(hold.expires_at for hold in written),
+        microseconds(hold.resolved_at for hold in written),
+        texts(hold.state for hold in written),
+        texts(hold.tool_name or None for hold in written),
+        texts(hold.committed_tool for hold in written),
+        texts(hold.holder or None for hold in written),
+        arrays([draw.grant_id for draw in hold.draws] for hold in written),
+        arrays([draw.amount for draw in hold.draws] for hold in written),
     )
 
 
-# The statement's arrays are one row long each; an array within is passed as text.
 _WRITE_HOLDS = """
 WITH hold AS (
-    SELECT id, user_id, amount, tool_name, created_at, first_expires_at, expires_at, grants, drawn,
-        available, state, committed, committed_tool, resolved_at, resolved_available, holder,
-        fence, is_new
+    SELECT id, user_id, amount, available, committed, resolved_available, fence, is_new,
+        to_timestamp(created / 1e6::float8) AS created_at,
+        to_timestamp(first_expires / 1e6::float8) AS first_expires_at,
+        to_timestamp(expires / 1e6::float8) AS expires_at,
+        to_timestamp(resolved / 1e6::float8) AS resolved_at,
+        state, tool_name, committed_tool, holder, grants, drawn
     FROM unnest(
-        $1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::timestamptz[],
-        $7::timestamptz[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::bigint[],
-        $13::text[], $14::timestamptz[], $15::bigint[], $16::text[], $17::bigint[], $18::boolean[]
+        $1::text::uuid[], $2::text::uuid[], $3::text::bigint[], $4::text::bigint[],
+        $5::text::bigint[], $6::text::bigint[], $7::text::bigint[], $8::text::boolean[],
+        $9::text::bigint[], $10::text::bigint[], $11::text::bigint[], $12::text::bigint[],
+        $13::text::text[], $14::text::text[], $15::text::text[], $16::text::text[],
+        $17::text::text[], $18::text::text[]
     ) AS s (
-        id, user_id, amount, tool_name, created_at, first_expires_at, expires_at, grants, drawn,
-        available, state, committed, committed_tool, resolved_at, resolved_available, holder,
-        fence, is_new
+        id, user_id, amount, available, committed, resolved_available, fence, is_new, created,
+        first_expires, expires, resolved, state, tool_name, committed_tool, holder, grants, drawn
     )
 ), changed AS (
     UPDATE credit_reservations r
@@ -116,12 +115,13 @@ WITH hold AS (
     WHERE r.id = s.id AND NOT s.is_new
 )
 INSERT INTO credit_reservations (
-    id, user_id, amount, tool_name, created_at, first_expires_at, expires_at, grant_ids, drawn,
-    available, state, committed, committed_tool, resolved_at, resolved_available, holder, fence
+    id, user_id, amount, available, committed, resolved_available, fence, created_at,
+    first_expires_at, expires_at, resolved_at, state, tool_name, committed_tool, holder, grant_ids,
+    drawn
 )
-SELECT id, user_id, amount, tool_name, created_at, first_expires_at, expires_at, grants::uuid[],
-    drawn::bigint[], available, state, committed, committed_tool, resolved_at, resolved_available,
-    holder, fence
+SELECT id, user_id, amount, available, committed, resolved_available, fence, created_at,
+    first_expires_at, expires_at, resolved_at, state, tool_name, committed_tool, holder,
+    grants::uuid[], drawn::bigint[]
 FROM hold WHERE is_new
 """
 
