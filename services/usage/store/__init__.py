@@ -7,5 +7,4 @@ PLANNER = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
-    "plan_cache_mode": "force_generic_plan",
 }
