@@ -87,6 +87,8 @@ class _Siblings:
                 probe.bind(address)
                 taken = probe.getsockname()
             held = socket.socket(family)
+            # Connections of who served here before linger for a minute (TIME-WAIT).
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(taken)
         except OSError as error:

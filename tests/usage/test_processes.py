@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -70,11 +71,15 @@ def pair_of_metrics_ports() -> int:
             return port
 
 
-async def serving(metrics: int) -> None:
-    async def answers() -> bool:
-        return await asyncio.to_thread(ports.answers, metrics)
+async def serving(process: Process, *metrics: int) -> None:
+    """Returns once all answer on the ports of their metrics; AssertionError if they ended."""
 
-    await eventually(answers, seconds=30)
+    async def answer() -> bool:
+        if process.child.returncode is not None:
+            pytest.fail(f"They ended: {await process.finish()}.")
+        return all([await asyncio.to_thread(ports.answers, port) for port in metrics])
+
+    await eventually(answer, seconds=30)
 
 
 async def work_on_channels(load: Load, port: int, *, channels: int, calls: int) -> None:
@@ -104,8 +109,7 @@ async def test_two_processes_share_a_port_and_metering_stays_exact(
     metrics = pair_of_metrics_ports()
     started = running(database_url, redis_url, count=2, transport=transport, metrics=metrics)
     async with started as process:
-        await serving(metrics)
-        await serving(metrics + 100)
+        await serving(process, metrics, metrics + 100)
         await work_on_channels(load, process.port, channels=24, calls=40)
         assert set(load.refusals) <= {"ABORTED CONFLICT"}
         served = [await asyncio.to_thread(handled, port) for port in (metrics, metrics + 100)]
@@ -151,8 +155,7 @@ async def test_siblings_end_as_one(database_url: str, redis_url: str, how: signa
     metrics = pair_of_metrics_ports()
     started = running(database_url, redis_url, count=2, transport="native", metrics=metrics)
     async with started as process:
-        await serving(metrics)
-        await serving(metrics + 100)
+        await serving(process, metrics, metrics + 100)
         children = ports._children(process.child.pid)
         assert len(children) == 2
         os.kill(children[0], how)
@@ -161,14 +164,28 @@ async def test_siblings_end_as_one(database_url: str, redis_url: str, how: signa
         await until(lambda: ports.is_free(process.port))
 
 
+async def test_siblings_take_a_port_that_was_just_left(database_url: str, redis_url: str) -> None:
+    """A connection that the last server ended lingers in TIME-WAIT; a restart does not mind."""
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()
+            assert client.recv(1) == b""
+    metrics = pair_of_metrics_ports()
+    started = running(
+        database_url, redis_url, count=2, transport="native", metrics=metrics, port=port
+    )
+    async with started as process:
+        await serving(process, metrics, metrics + 100)
+
+
 @LINUX
 async def test_siblings_end_with_the_first_process(database_url: str, redis_url: str) -> None:
     """A first process that is killed leaves nobody behind on the port."""
     metrics = pair_of_metrics_ports()
     started = running(database_url, redis_url, count=2, transport="native", metrics=metrics)
     async with started as process:
-        await serving(metrics)
-        await serving(metrics + 100)
+        await serving(process, metrics, metrics + 100)
         process.child.kill()
 
         async def free() -> bool:
@@ -184,7 +201,7 @@ async def test_siblings_do_not_share_with_strangers(
     metrics = pair_of_metrics_ports()
     started = running(database_url, redis_url, count=2, transport="native", metrics=metrics)
     async with started as process:
-        await serving(metrics)
+        await serving(process, metrics)
         for count in ("1", "2"):
             second = await start_process(
                 "usage",
