@@ -16,6 +16,8 @@ _LISTEN = "0A"  # a state of /proc/net/tcp
 _EPHEMERAL = 32_768
 _LOWEST = 20_000
 _TRIES = 200
+# Who was given one may not listen there yet.
+_given: set[int] = set()
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
@@ -89,17 +91,18 @@ def free_port(remembered: int | None = None) -> int:
 
 def free_ports(count: int) -> list[int]:
     """
-    Returns so many different free ports, none of those that systems give to outgoing connections.
+    Returns so many free ports, none twice, none of those that systems give to outgoing connections.
 
     SuiteError if there are too few.
     """
-    found: set[int] = set()
+    found: list[int] = []
     for _ in range(_TRIES * count):
         port = _LOWEST + secrets.randbelow(_EPHEMERAL - _LOWEST)
-        if is_free(port):
-            found.add(port)
+        if port not in _given and is_free(port):
+            _given.add(port)
+            found.append(port)
         if len(found) == count:
-            return list(found)
+            return found
     raise SuiteError(f"No free ports were found between {_LOWEST} and {_EPHEMERAL}.")
 
 
