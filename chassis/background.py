@@ -28,12 +28,18 @@ async def background(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIte
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     pending: set[asyncio.Task[None]] = set(tasks)
     deadline = time.monotonic() + END_SECONDS
+    cancelled = False
     # A call under way may answer a cancellation as its own failure, so once is not enough; what
-    # hangs all the same must not keep the process from ending.
+    # hangs all the same must not keep the process from ending. Nor does a job end before its own.
     while pending and time.monotonic() < deadline:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.1)
+        try:
+            _, pending = await asyncio.wait(pending, timeout=0.1)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def _forever(job: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -13,12 +13,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
 
+from chassis.background import background
 from chassis.errors import Code, Refusal
 from chassis.wakeups import listen
 
@@ -109,8 +111,7 @@ class RevocationList:
 
     async def run(self, redis: Redis | None) -> None:
         """Follows auth until cancelled; `redis` may be absent or down at any time."""
-        listener = asyncio.create_task(listen(redis, self.wake)) if redis else None
-        try:
+        async with background(*([partial(listen, redis, self.wake)] if redis else ())):
             while True:
                 self._wake.clear()
                 await self.poll()
@@ -118,10 +119,6 @@ class RevocationList:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._wake.wait()
-        finally:
-            while listener and not listener.done():
-                listener.cancel()
-                await asyncio.wait([listener], timeout=0.1)
 
     async def poll(self) -> None:
         """Asks for what is new; a refusal is logged and leaves the list as it is."""

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from uuid import uuid4
 
 import jwt
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis.asyncio import Redis
 
 from chassis import revocations, tokens, wakeups
+from chassis.background import background
 from chassis.refusals import CredentialsInvalid, PeerUnavailable, TokenExpired, TokenRevoked
 from chassis.revocations import Revocations
 from chassis.tokens import TokenVerifier
@@ -270,6 +272,23 @@ async def test_polling_works_without_redis(
         await eventually_revoked(verifier, token)
     if redis:
         await redis.aclose()
+
+
+async def test_the_listener_ends_with_whoever_started_it(
+    verifier: TokenVerifier, redis_url: str
+) -> None:
+    """Redis' client loses a cancellation that comes while it connects, and would go on for ever."""
+    others = asyncio.all_tasks()
+    for turns in range(50):
+        async with Redis.from_url(redis_url) as redis, background(partial(verifier.run, redis)):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        left = asyncio.all_tasks() - others
+        for task in left:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
+        assert not left, f"ended after {turns} turns"
 
 
 async def test_a_message_to_nobody_harms_nobody() -> None:
