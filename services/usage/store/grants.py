@@ -106,9 +106,9 @@ async def sign_void(conn: Connection, grant_id: UUID, actor: str, note: str) -> 
 async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
     """Returns the users' grants that have something left, those still to begin among them."""
     rows = await conn.fetch(
-        f"SELECT {_GRANT} FROM unnest($1::text::uuid[]) AS u (id)"
-        " JOIN credit_grants g ON g.user_id = u.id"
-        " WHERE g.depleted_at IS NULL AND g.voided_at IS NULL",
+        "SELECT g.* FROM unnest($1::text::uuid[]) AS u (id) CROSS JOIN LATERAL ("
+        f"  SELECT {_GRANT} FROM credit_grants g WHERE g.user_id = u.id"
+        "  AND g.depleted_at IS NULL AND g.voided_at IS NULL ORDER BY g.priority) AS g",
         column(user_ids),
     )
     return [_grant(row) for row in rows]

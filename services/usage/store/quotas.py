@@ -73,12 +73,12 @@ async def find_quotas(
 ) -> list[Quota]:
     """Returns the quotas of users and of roles, for some tools and all at once, or for any."""
     rows = await conn.fetch(
-        f"SELECT {_QUOTA} FROM unnest($1::uuid[]) AS u (id)"
-        " JOIN usage_quotas q ON q.user_id = u.id"
-        " WHERE $3::text[] IS NULL OR q.tool_name = ANY($3)"
-        f" UNION ALL SELECT {_QUOTA} FROM unnest($2::text[]) AS r (name)"
-        " JOIN usage_quotas q ON q.role = r.name"
-        " WHERE $3::text[] IS NULL OR q.tool_name = ANY($3)",
+        "SELECT q.* FROM unnest($1::uuid[]) AS u (id) CROSS JOIN LATERAL ("
+        f"  SELECT {_QUOTA} FROM usage_quotas q WHERE q.user_id = u.id"
+        "  AND ($3::text[] IS NULL OR q.tool_name = ANY($3)) ORDER BY q.tool_name) AS q"
+        " UNION ALL SELECT q.* FROM unnest($2::text[]) AS r (name) CROSS JOIN LATERAL ("
+        f"  SELECT {_QUOTA} FROM usage_quotas q WHERE q.role = r.name"
+        "  AND ($3::text[] IS NULL OR q.tool_name = ANY($3)) ORDER BY q.tool_name) AS q",
         user_ids,
         sorted(set(roles)),
         None if tools is None else [EVERY_TOOL, *tools],

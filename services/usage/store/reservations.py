@@ -42,9 +42,9 @@ async def find_holds(conn: Connection, ids: Sequence[UUID]) -> list[Hold]:
 async def holds_over(conn: Connection, user_ids: Sequence[UUID], now: datetime) -> list[Hold]:
     """Returns the users' open holds whose time is over."""
     rows = await conn.fetch(
-        f"SELECT {_HOLD} FROM unnest($1::uuid[]) AS u (id)"
-        " JOIN credit_reservations r ON r.user_id = u.id"
-        " WHERE r.state = 'open' AND r.expires_at <= $2",
+        "SELECT r.* FROM unnest($1::uuid[]) AS u (id) CROSS JOIN LATERAL ("
+        f"  SELECT {_HOLD} FROM credit_reservations r WHERE r.user_id = u.id"
+        "  AND r.state = 'open' AND r.expires_at <= $2 ORDER BY r.expires_at) AS r",
         user_ids,
         now,
     )

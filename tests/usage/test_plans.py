@@ -1,0 +1,108 @@
+"""What PostgreSQL plans for the room's statements before it has seen a single row."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from chassis.ids import uuid7
+from chassis.postgres import Connection, Database, open_database
+from services.usage.domain.calendar import Window
+from services.usage.domain.quotas import EVERY_TOOL, Scope
+from services.usage.store import PLANNER
+from tests.factories import make_account, make_event, open_usage
+from tests.fakes import FakeClock
+from tests.usage.holding import TTL, a_commit, reserve
+
+_LEADING = """
+SELECT i.indexrelid::regclass::text AS name, a.attname AS leading
+FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+"""
+
+
+@pytest.fixture
+async def alone(database_url: str) -> AsyncIterator[Database]:
+    """The database through one connection, which then knows every statement."""
+    url = f"{database_url}&connection_limit=1"
+    async with open_database(
+        url, role="finity_usage", application="test", settings=PLANNER
+    ) as database:
+        yield database
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How one table is read."""
+
+    kind: str
+    table: str
+    index: str
+    condition: str
+
+
+async def scans_of(conn: Connection, some_id: UUID) -> list[Scan]:
+    """Returns the scans in the plans of all statements that the connection has prepared."""
+    prepared = await conn.fetch(
+        "SELECT name, parameter_types::text[] AS types FROM pg_prepared_statements"
+        r" WHERE statement ~ '^\s*(SELECT|INSERT|UPDATE|WITH)' AND statement !~ 'pg_'"
+    )
+    found: list[Scan] = []
+    for name, types in prepared:
+        # Months without the id would be left out.
+        values = ", ".join(f"'{some_id}'" if each == "uuid" else "NULL" for each in types)
+        explained = await conn.fetchval(
+            f'EXPLAIN (FORMAT JSON) EXECUTE "{name}"{f"({values})" if values else ""}'
+        )
+        found += _scans(json.loads(explained)[0]["Plan"])
+    return found
+
+
+def _scans(node: dict[str, Any]) -> Iterator[Scan]:
+    if "Relation Name" in node or "Index Name" in node:
+        index, condition = node.get("Index Name", ""), node.get("Index Cond", "")
+        yield Scan(node["Node Type"], node.get("Relation Name", ""), index, condition)
+    for child in node.get("Plans", ()):
+        yield from _scans(child)
+
+
+async def test_statements_planned_before_the_first_row_use_the_right_index(
+    alone: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """
+    Every table is read by an index whose first column is known: never from end to end.
+
+    A plan is kept as long as its connection; the tables it was made for are then long full.
+    """
+    user_id = await make_account(owner, clock, credits=1000)
+    await owner.execute("VACUUM ANALYZE tool_usage")  # None is what it counts.
+    async with open_usage(alone, clock) as usage:
+        await usage.quotas.set_quota(
+            Scope(user_id=user_id), EVERY_TOOL, Window.DAY, max_calls=100, max_credits=None
+        )
+        await usage.metering.record([make_event(user_id, clock.now(), credits=2) for _ in range(3)])
+        held = await reserve(usage, user_id, clock)
+        await reserve(usage, user_id, clock)
+        await usage.reservations.ask(a_commit(held, 1))
+        clock.advance(seconds=TTL.total_seconds() + 1)
+        await usage.metering.record([make_event(user_id, clock.now())])
+        await usage.metering.list_usage(
+            user_id=user_id, start=None, end=None, before=None, limit=10
+        )
+        leading = dict(await owner.fetch(_LEADING))
+        async with alone.connection() as conn:
+            scans = await scans_of(conn, uuid7(clock.now()))
+    assert [scan for scan in scans if scan.kind == "Seq Scan"] == []
+    for scan in scans:
+        assert not scan.index or re.search(rf"\b{leading[scan.index]}\b", scan.condition), scan
+    assert {re.sub(r"_\d{4}_\d\d$", "", scan.table) for scan in scans} >= {
+        "credit_accounts",
+        "credit_grants",
+        "credit_reservations",
+        "tool_usage",
+        "usage_quotas",
+        "usage_windows",
+    }
