@@ -78,7 +78,7 @@ async def test_statements_planned_before_the_first_row_use_the_right_index(
     A plan is kept as long as its connection; the tables it was made for are then long full.
     """
     user_id = await make_account(owner, clock, credits=1000)
-    await owner.execute("VACUUM ANALYZE tool_usage")  # None is what it counts.
+    await owner.execute("VACUUM ANALYZE")  # Now it knows that there are none.
     async with open_usage(alone, clock) as usage:
         await usage.quotas.set_quota(
             Scope(user_id=user_id), EVERY_TOOL, Window.DAY, max_calls=100, max_credits=None

@@ -2,8 +2,10 @@
 
 # They find every row by an index, and are planned once for any number of values: at the sizes of a
 # test or a young house the planner would rather read the table, and go on doing so when it has
-# grown. Where one index has to serve, a LATERAL query with that index's order has the planner take
-# it: of tables without rows every index seems to cost the same, even read from end to end.
+# grown. It would still read an empty table's index from end to end, for all values at once, and
+# does not learn that it filled until the next ANALYZE. So a row is found by `= ANY (ARRAY[x])`,
+# which no order of an index helps, and not by `= x`; from a partial index, or where another one has
+# the column too, by a LATERAL query in the order of the right one. tests/usage/test_plans.py.
 PLANNER = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",

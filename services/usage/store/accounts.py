@@ -143,7 +143,7 @@ WITH account AS (
         $2::text::uuid[], $3::text::bigint[], $4::text::bigint[], $5::text::bigint[],
         $6::text::bigint[], $7::text::bigint[], $8::text::timestamptz[], $9::text::timestamptz[]
     ) AS s (user_id, granted, used, reserved, debt, version, closed_at, due_at)
-    WHERE a.user_id = s.user_id
+    WHERE a.user_id = ANY (ARRAY[s.user_id])
 ), drawn AS (
     UPDATE credit_grants g
     SET remaining = s.remaining, voided_at = s.voided_at,
@@ -152,7 +152,7 @@ WITH account AS (
     FROM unnest(
         $10::text::uuid[], $11::text::bigint[], $12::text::timestamptz[], $13::text::bigint[]
     ) AS s (id, remaining, voided_at, activated)
-    WHERE g.id = s.id
+    WHERE g.id = ANY (ARRAY[s.id])
 )
 INSERT INTO credit_entries (
     user_id, id, amount, balance_after, version, grant_id, reservation_id, reverses_id, created_at,

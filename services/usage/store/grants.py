@@ -117,7 +117,8 @@ async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]
 async def find_grants(conn: Connection, ids: Sequence[UUID]) -> list[Grant]:
     """Returns grants by their ids, whatever is left of them."""
     rows = await conn.fetch(
-        f"SELECT {_GRANT} FROM unnest($1::uuid[]) AS i (id) JOIN credit_grants g ON g.id = i.id",
+        f"SELECT {_GRANT} FROM unnest($1::uuid[]) AS i (id) JOIN credit_grants g"
+        " ON g.id = ANY (ARRAY[i.id])",
         ids,
     )
     return [_grant(row) for row in rows]

@@ -28,8 +28,8 @@ class _Sum(NamedTuple):
 async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
     """Returns the recorded events among these ids."""
     rows = await conn.fetch(
-        # An equal sign would not do: the order by a constant is no order, and the index of a user's
-        # events has the id in it too. The outer bounds leave the other months' partitions out.
+        # By an equal sign there would be no order, and the index of a user's events has the id too.
+        # The outer bounds leave the other months' partitions out.
         "SELECT t.* FROM unnest($1::text::uuid[]) AS e (id) CROSS JOIN LATERAL ("
         '  SELECT id, user_id, tool_name, credits_used, "timestamp" FROM tool_usage'
         "  WHERE id BETWEEN e.id AND e.id AND id BETWEEN $2 AND $3 ORDER BY id LIMIT 1) AS t",

@@ -92,7 +92,8 @@ async def find_counters(
     """Returns what users used in the newest windows, for some tools and all at once, or for any."""
     rows = await conn.fetch(
         "SELECT w.user_id, w.tool_name, w.time_window, w.period, w.calls, w.credits"
-        " FROM unnest($1::uuid[]) AS u (id) JOIN usage_windows w ON w.user_id = u.id"
+        " FROM unnest($1::uuid[]) AS u (id) JOIN usage_windows w"
+        " ON w.user_id = ANY (ARRAY[u.id])"
         " WHERE $2::text[] IS NULL OR w.tool_name = ANY($2)",
         user_ids,
         None if tools is None else [EVERY_TOOL, *tools],

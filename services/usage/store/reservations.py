@@ -23,7 +23,7 @@ async def find_owners(conn: Connection, ids: Sequence[UUID]) -> set[UUID]:
     """Returns whose reservations these are; an owner never changes."""
     rows = await conn.fetch(
         "SELECT DISTINCT r.user_id FROM unnest($1::uuid[]) AS h (id)"
-        " JOIN credit_reservations r ON r.id = h.id",
+        " JOIN credit_reservations r ON r.id = ANY (ARRAY[h.id])",
         ids,
     )
     return {row["user_id"] for row in rows}
@@ -33,7 +33,7 @@ async def find_holds(conn: Connection, ids: Sequence[UUID]) -> list[Hold]:
     """Returns those of the reservations that there are."""
     rows = await conn.fetch(
         f"SELECT {_HOLD} FROM unnest($1::uuid[]) AS h (id)"
-        " JOIN credit_reservations r ON r.id = h.id",
+        " JOIN credit_reservations r ON r.id = ANY (ARRAY[h.id])",
         ids,
     )
     return [_hold(row) for row in rows]
@@ -112,7 +112,7 @@ WITH hold AS (
         committed_tool = s.committed_tool, resolved_at = s.resolved_at,
         resolved_available = s.resolved_available
     FROM hold s
-    WHERE r.id = s.id AND NOT s.is_new
+    WHERE r.id = ANY (ARRAY[s.id]) AND NOT s.is_new
 )
 INSERT INTO credit_reservations (
     id, user_id, amount, available, committed, resolved_available, fence, created_at,
@@ -133,7 +133,8 @@ async def find_fences(
     rows = await conn.fetch(
         "SELECT l.user_id, l.holder, l.fence, l.lease_id"
         " FROM unnest($1::uuid[], $2::text[]) AS h (user_id, holder)"
-        " JOIN credit_lease_holders l ON l.user_id = h.user_id AND l.holder = h.holder",
+        " JOIN credit_lease_holders l"
+        " ON l.user_id = ANY (ARRAY[h.user_id]) AND l.holder = h.holder",
         [user_id for user_id, _ in holders],
         [holder for _, holder in holders],
     )

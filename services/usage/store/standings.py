@@ -42,7 +42,7 @@ async def write_standings(conn: Connection, books: Sequence["Book"]) -> None:
         " FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::int[],"
         " $6::timestamptz[], $7::bigint[]) AS s (user_id, role, role_sequence, time_zone, quotas,"
         " allowance_until, allowance_granted)"
-        " WHERE a.user_id = s.user_id",
+        " WHERE a.user_id = ANY (ARRAY[s.user_id])",
         [book.user_id for book in books],
         [book.standing.role for book in books],
         [book.standing.role_sequence for book in books],
