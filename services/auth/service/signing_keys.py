@@ -33,10 +33,16 @@ class SigningKeys:
         self._clock = clock
         self._stored: Sequence[StoredKey] = []
         self._signers: Mapping[str, Signer] = {}
+        self._loading = asyncio.Lock()
         self._wake = asyncio.Event()
 
     async def load(self) -> None:
         """Loads the keys; on an empty database whichever replica is first makes one."""
+        # In turn: what was read before a withdrawal must not replace what was read after it.
+        async with self._loading:
+            await self._load()
+
+    async def _load(self) -> None:
         now = self._clock.now()
         async with self._database.connection() as conn:
             stored = await signing_keys.list_signing_keys(conn, now)

@@ -22,6 +22,15 @@ class StoredKey:
     sealed: bytes
 
 
+async def lock_signing_keys(conn: Connection) -> None:
+    """
+    Waits for whoever changes the keys, and keeps others from it until COMMIT.
+
+    A row would not do: the key that a rotation under way makes is none that could be locked yet.
+    """
+    await conn.execute("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE")
+
+
 async def insert_signing_key(
     conn: Connection,
     *,
@@ -64,8 +73,6 @@ async def retire_signing_key(
 
 async def withdraw_signing_keys(conn: Connection, now: datetime) -> Sequence[str]:
     """Ends every key that is published, those that wait as well; returns their ids."""
-    # A rotation under way holds this row; the key that it makes is seen by the next statement.
-    await conn.execute("SELECT FROM signing_keys WHERE retired_at IS NULL FOR NO KEY UPDATE")
     rows = await conn.fetch(
         "UPDATE signing_keys SET retired_at = least(retired_at, $1), expires_at = $1"
         " WHERE expires_at IS NULL OR expires_at > $1 RETURNING kid",
