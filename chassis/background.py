@@ -30,7 +30,8 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     deadline = time.monotonic() + END_SECONDS
     cancelled = False
     # A call under way may answer a cancellation as its own failure, so once is not enough; what
-    # hangs all the same must not keep the process from ending. Nor does a job end before its own.
+    # hangs all the same must not keep the process from ending. A cancellation that comes meanwhile
+    # is passed on afterwards.
     while pending and time.monotonic() < deadline:
         for task in pending:
             task.cancel()

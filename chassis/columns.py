@@ -15,7 +15,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def column(values: Iterable[object]) -> str:
-    """Returns an array of ids, numbers or instants."""
+    """Returns an array of ids, numbers, booleans or instants."""
     # None of them is ever spelt with these letters.
     return "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextvars import Context
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ class Deadlines:
     """The deadlines of one event loop's calls."""
 
     def __init__(self) -> None:
-        self._due: dict[int, set[Deadline]] = {}
+        self._steps: dict[int, _Step] = {}
 
     def until(self, ends: float) -> "Deadline":
         """
@@ -26,31 +27,53 @@ class Deadlines:
         `ends` is monotonic time, NEVER for no end. What asyncio.timeout_at does, at a fifth of
         the cost.
         """
-        return Deadline(self._fellows(ends))
+        return Deadline(self, None if ends == NEVER else int(ends / STEP) + 1)
 
-    def _fellows(self, ends: float) -> "set[Deadline]":
-        if ends == NEVER:
-            return set()
-        step = int(ends / STEP) + 1
-        fellows = self._due.get(step)
-        if fellows is None:
-            fellows = self._due[step] = set()
-            delay = max(step * STEP - time.monotonic(), 0.0)
-            asyncio.get_running_loop().call_later(delay, self._pass, step)
-        return fellows
+    def enter(self, deadline: "Deadline", number: int) -> None:
+        """Adds a deadline that is over with step `number`."""
+        step = self._steps.get(number)
+        if step is None:
+            delay = max(number * STEP - time.monotonic(), 0.0)
+            # In a context of its own: it would keep that of the call that happened to be first.
+            timer = asyncio.get_running_loop().call_later(
+                delay, self._pass, number, context=Context()
+            )
+            step = self._steps[number] = _Step(timer)
+        step.running.add(deadline)
 
-    def _pass(self, step: int) -> None:
-        for deadline in self._due.pop(step):
+    def leave(self, deadline: "Deadline", number: int) -> None:
+        """Takes it out; nothing is kept of a step without calls, whose time may be years away."""
+        step = self._steps.get(number)
+        if step is None:
+            return
+        step.running.discard(deadline)
+        if not step.running:
+            step.timer.cancel()
+            del self._steps[number]
+
+    def _pass(self, number: int) -> None:
+        for deadline in self._steps.pop(number).running:
             deadline.pass_()
+
+
+class _Step:
+    """Deadlines that are over together."""
+
+    __slots__ = ("running", "timer")
+
+    def __init__(self, timer: asyncio.TimerHandle) -> None:
+        self.timer = timer
+        self.running: set[Deadline] = set()
 
 
 class Deadline:
     """Cancels the task that is within when its time is over, and says why."""
 
-    __slots__ = ("_cancelling", "_fellows", "_passed", "_task")
+    __slots__ = ("_cancelling", "_deadlines", "_passed", "_step", "_task")
 
-    def __init__(self, fellows: "set[Deadline]") -> None:
-        self._fellows = fellows
+    def __init__(self, deadlines: Deadlines, step: int | None) -> None:
+        self._deadlines = deadlines
+        self._step = step
         self._passed = False
 
     def __enter__(self) -> None:
@@ -59,7 +82,8 @@ class Deadline:
             raise RuntimeError("a deadline ends a task, and there is none")
         self._task = task
         self._cancelling = task.cancelling()
-        self._fellows.add(self)
+        if self._step is not None:
+            self._deadlines.enter(self, self._step)
 
     def __exit__(
         self,
@@ -67,7 +91,8 @@ class Deadline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._fellows.discard(self)
+        if self._step is not None:
+            self._deadlines.leave(self, self._step)
         if not self._passed:
             return
         # Taken back in any case: the work may have made an answer of its own of it.

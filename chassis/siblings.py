@@ -91,6 +91,8 @@ class _Siblings:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(taken)
+            # Who did that on a port where nobody listens yet would share it.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError as error:
             raise server.StartupError(
                 f"{self._settings.host}:{self._settings.port} is taken; set"

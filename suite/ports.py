@@ -85,6 +85,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
 def free_port(remembered: int | None = None) -> int:
     """Returns the remembered port while it is free, else any free one of the loopback."""
     if remembered and is_free(remembered):
+        _given.add(remembered)
         return remembered
     return free_ports(1)[0]
 

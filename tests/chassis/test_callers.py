@@ -66,6 +66,9 @@ async def test_only_keys_are_known_by_sight(
         with pytest.raises(CredentialsInvalid):
             await authenticator.authenticate(wrong)
         await authenticator.authenticate(token)
+        assert authenticator.known(f"Bearer {OLD_KEY}") == SERVICE
+        assert authenticator.known(wrong) is None
+        assert authenticator.known(token) is None
     clock.advance(days=1)
     with pytest.raises(TokenExpired):
         await authenticator.authenticate(token)

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chassis.columns import column, microseconds
+from chassis.columns import arrays, column, columns, microseconds, texts
 from chassis.postgres import Connection, Database
 
 PAST = st.datetimes(datetime(2000, 1, 1), datetime(2105, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001
@@ -30,6 +30,43 @@ async def test_ids_numbers_and_instants_come_back(usage_database: Database) -> N
         await conn.execute("SET LOCAL TimeZone = 'Asia/Kathmandu'")
         for kind, values in columns:
             assert await read(conn, kind, column(values)) == values
+
+
+@given(
+    values=st.lists(
+        st.none()
+        | st.sampled_from(["", "NULL", "None", 'a"b', "a\\b", "{,}", " a ", "a\nb\tc", "ä€𝄞"])
+        # PostgreSQL has no character 0, and UTF-8 no halves of a pair.
+        | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+    )
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_texts_come_back_whatever_is_in_them(
+    usage_database: Database, values: list[str | None]
+) -> None:
+    """Quotes, backslashes, braces and the word NULL are characters as any other."""
+    async with usage_database.connection() as conn:
+        assert await read(conn, "text", texts(values)) == values
+
+
+async def test_arrays_and_booleans_come_back(usage_database: Database) -> None:
+    """Arrays in a column have any length, also none."""
+    some = uuid4()
+    async with usage_database.connection() as conn:
+        assert await read(conn, "boolean", column([True, None, False])) == [True, None, False]
+        assert await read(conn, "text", arrays([[], [1, -2], [some]])) == [
+            "{}",
+            "{1,-2}",
+            f"{{{some}}}",
+        ]
+        assert await conn.fetchval("SELECT '{1,-2}'::text::bigint[]") == [1, -2]
+
+
+def test_there_is_a_column_for_each_attribute() -> None:
+    """In the order of the names; an instant that is missing is NULL."""
+    rows = [timedelta(days=1), timedelta(seconds=2)]
+    assert columns(rows, "seconds", "days") == ["{0,2}", "{1,0}"]
+    assert microseconds([None, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)]) == "{NULL,1000000}"
 
 
 @given(times=st.lists(PAST, min_size=1, max_size=50))

@@ -1,16 +1,21 @@
 """chassis.deadlines: work that ends with its time."""
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import pytest
 
-from chassis.deadlines import NEVER, Deadlines
+from chassis.calls import DEADLINE_MARGIN
+from chassis.deadlines import NEVER, STEP, Deadlines
 from chassis.refusals import DeadlinePassed
 
 T = TypeVar("T")
+context: ContextVar[object] = ContextVar("context")
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:
@@ -62,6 +67,30 @@ async def test_work_may_answer_the_end_of_its_time() -> None:
     assert current_task().cancelling() == 0
 
 
+async def test_nothing_is_kept_of_calls_that_are_over() -> None:
+    """Whoever calls chooses the deadline: of one years away nothing may stay until then."""
+
+    class Kept:
+        pass
+
+    deadlines, began, kept = Deadlines(), time.monotonic(), []
+
+    async def call(seconds: float) -> None:
+        local = Kept()
+        context.set(local)
+        kept.append(weakref.ref(local))
+        with deadlines.until(began + seconds):
+            await asyncio.sleep(0)
+
+    for year in range(1, 20):
+        # Each as a server has it, in a context of its own.
+        await asyncio.create_task(call(year * 31e6))
+    await asyncio.sleep(0)  # Until then the loop has the last one's context.
+    gc.collect()
+    assert deadlines._steps == {}
+    assert [each() for each in kept] == [None] * len(kept)
+
+
 def current_task() -> asyncio.Task[object]:
     task = asyncio.current_task()
     assert task is not None
@@ -94,3 +123,8 @@ async def test_each_call_ends_at_its_own_time() -> None:
         assert isinstance(after, float)
         # The loop's clock counts milliseconds.
         assert after >= seconds - 0.001
+
+
+def test_calls_end_before_their_clients_give_up() -> None:
+    """What a shared timer adds to a call is within the margin that is left for its answer."""
+    assert STEP < DEADLINE_MARGIN

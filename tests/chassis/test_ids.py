@@ -1,11 +1,12 @@
 """chassis.ids: UUIDv7 made by the application."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 
-from chassis.ids import uuid7, uuid7_floor, uuid7_time
+from chassis.ids import uuid7, uuid7_floor, uuid7_time, uuid7s
 
 NOW = datetime(2026, 3, 1, 12, 30, 15, 123_999, tzinfo=UTC)
 
@@ -20,6 +21,15 @@ def test_an_id_is_a_version_7_uuid_of_its_millisecond() -> None:
 def test_ids_of_one_millisecond_differ() -> None:
     """Ten thousand ids of one instant are ten thousand ids."""
     assert len({uuid7(NOW) for _ in range(10_000)}) == 10_000
+
+
+def test_ids_made_together_are_as_ids_made_alone() -> None:
+    """A thousand of them differ, and each is a version 7 UUID of its millisecond."""
+    made = list(islice(uuid7s(NOW), 1_000))
+    assert len(set(made)) == 1_000
+    for each in made:
+        assert (each.version, each.variant) == (7, RFC_4122)
+        assert uuid7_time(each) == NOW.replace(microsecond=123_000)
 
 
 def test_ids_sort_by_time() -> None:

@@ -26,6 +26,22 @@ def test_free_ports_differ_and_none_is_one_that_outgoing_connections_take() -> N
     assert max(found) < 32_768
 
 
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was given one may not listen there yet; a remembered port is given too."""
+    one, other = next(
+        (port, port + 1)
+        for port in range(25_000, 32_000)
+        if ports.is_free(port) and ports.is_free(port + 1)
+    )
+    monkeypatch.setattr(ports, "_given", set())
+    monkeypatch.setattr(ports, "_LOWEST", one)
+    monkeypatch.setattr(ports, "_EPHEMERAL", other + 1)
+    assert ports.free_port(other) == other
+    assert ports.free_port() == one
+    with pytest.raises(SuiteError, match="No free ports"):
+        ports.free_port()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Only Linux tells who listens.")
 def test_who_listens_is_known() -> None:
     with socket.create_server((ports.LOOPBACK, 0)) as server:

@@ -15,6 +15,9 @@ from finity.usage.v1 import usage_pb2, usage_pb2_grpc
 from grpc import aio
 
 from chassis.postgres import Connection
+from chassis.server import StartupError
+from chassis.siblings import _Siblings
+from services.usage.config import Settings
 from suite import ports
 from suite.ports import free_port
 from tests.chassis.waiting import until
@@ -177,6 +180,21 @@ async def test_siblings_take_a_port_that_was_just_left(database_url: str, redis_
     )
     async with started as process:
         await serving(process, metrics, metrics + 100)
+
+
+@LINUX
+def test_a_port_is_held_before_anybody_listens() -> None:
+    """Whoever else wants it while the processes are started is refused, and they are not."""
+    settings = Settings.model_construct(host="127.0.0.1", port=free_port())
+    siblings = _Siblings(settings, "usage", 2)
+    with siblings._held() as held, socket.socket() as sibling:
+        assert not ports.is_free(settings.port)
+        with pytest.raises(StartupError, match="FINITY_USAGE_PORT"):
+            siblings._held()
+        sibling.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sibling.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sibling.bind(held.getsockname())
+        sibling.listen()
 
 
 @LINUX

@@ -82,7 +82,7 @@ SELECT e.id, e.grant_ids, e.drawn, e.created_at, r.grant_ids AS held_ids, r.draw
         SELECT coalesce(sum(c.credits), 0)::bigint FROM usage_corrections c
         WHERE c.entry_id = e.id
     ) AS reversed
-FROM credit_entries e LEFT JOIN credit_reservations r ON r.id = e.reservation_id
+FROM credit_entries e LEFT JOIN credit_reservations r ON r.id = ANY (ARRAY[e.reservation_id])
 WHERE e.id = $1 AND e.user_id = $2 AND e.kind IN ('use', 'commit')
 """
 

@@ -24,7 +24,8 @@ async def page_of_accounts(conn: Connection, after: UUID, limit: int) -> list[tu
         "SELECT a.user_id, a.version <> coalesce(v.seen_version, -1) AS changed"
         " FROM (SELECT user_id, version FROM credit_accounts WHERE user_id > $1"
         "       ORDER BY user_id LIMIT $2) AS a"
-        " LEFT JOIN usage_verifications v ON v.user_id = a.user_id ORDER BY a.user_id",
+        " LEFT JOIN usage_verifications v ON v.user_id = ANY (ARRAY[a.user_id])"
+        " ORDER BY a.user_id",
         after,
         limit,
     )
@@ -36,7 +37,8 @@ async def last_proven(conn: Connection, user_ids: Sequence[UUID]) -> list[Proven
     rows = await conn.fetch(
         "SELECT u.id, coalesce(v.version, 0), coalesce(v.balance, 0), coalesce(v.granted, 0),"
         " coalesce(v.grant_ids, '{}'), coalesce(v.remaining, '{}'), v.verified_at"
-        " FROM unnest($1::uuid[]) AS u (id) LEFT JOIN usage_verifications v ON v.user_id = u.id",
+        " FROM unnest($1::uuid[]) AS u (id)"
+        " LEFT JOIN usage_verifications v ON v.user_id = ANY (ARRAY[u.id])",
         user_ids,
     )
     return [Proven(*row) for row in rows]
@@ -69,9 +71,10 @@ async def write_faults(conn: Connection, faults: Sequence[Fault], now: datetime)
     """Remembers what is wrong; the next proof starts again from the last good one."""
     await conn.execute(
         "INSERT INTO usage_verifications AS v (user_id, seen_version, seen_at, faults)"
-        " SELECT a.user_id, a.version, $3, array_agg(f.name ORDER BY f.name)"
+        " SELECT f.user_id, a.version, $3, array_agg(f.name ORDER BY f.name)"
         " FROM unnest($1::uuid[], $2::text[]) AS f (user_id, name)"
-        " JOIN credit_accounts a ON a.user_id = f.user_id GROUP BY a.user_id, a.version"
+        " JOIN credit_accounts a ON a.user_id = ANY (ARRAY[f.user_id])"
+        " GROUP BY f.user_id, a.version"
         " ON CONFLICT (user_id) DO UPDATE SET seen_version = excluded.seen_version,"
         " seen_at = excluded.seen_at, faults = excluded.faults",
         [fault.user_id for fault in faults],
@@ -107,7 +110,10 @@ _ENTRIES = """
     SELECT e.user_id, e.version, e.kind, e.amount,
         e.version = lag(e.version, 1, s.version) OVER walk + 1
             AND e.balance_after = lag(e.balance_after, 1, s.balance) OVER walk + e.amount AS whole
-    FROM since s JOIN credit_entries e ON e.user_id = s.user_id AND e.version > s.version
+    FROM since s CROSS JOIN LATERAL (
+        SELECT user_id, version, kind, amount, balance_after FROM credit_entries
+        WHERE user_id = s.user_id AND version > s.version ORDER BY version
+    ) AS e
     WINDOW walk AS (PARTITION BY e.user_id ORDER BY e.version)
 ), sums AS (
     SELECT user_id, count(*) FILTER (WHERE NOT whole) AS broken, max(version) AS last,
@@ -117,7 +123,7 @@ _ENTRIES = """
 )
 SELECT a.user_id, f.name, f.expected, f.found
 FROM since s
-JOIN credit_accounts a ON a.user_id = s.user_id
+JOIN credit_accounts a ON a.user_id = ANY (ARRAY[s.user_id])
 LEFT JOIN sums c ON c.user_id = s.user_id
 CROSS JOIN LATERAL (VALUES
     ('chain', 0, coalesce(c.broken, 0)),
@@ -131,7 +137,7 @@ WHERE f.expected <> f.found
 _GRANTS = """
 SELECT a.user_id, 'grants', a.granted - a.used - a.reserved + a.debt, coalesce(g.remaining, 0)
 FROM since s
-JOIN credit_accounts a ON a.user_id = s.user_id
+JOIN credit_accounts a ON a.user_id = ANY (ARRAY[s.user_id])
 LEFT JOIN LATERAL (
     SELECT sum(g.remaining) AS remaining FROM credit_grants g
     WHERE g.user_id = a.user_id AND g.activated_at IS NOT NULL
@@ -143,7 +149,8 @@ WHERE a.granted - a.used - a.reserved + a.debt <> coalesce(g.remaining, 0)
 _DRAWS = """
 , entries AS (
     SELECT e.user_id, e.kind, e.grant_id, e.grant_ids, e.drawn
-    FROM since s JOIN credit_entries e ON e.user_id = s.user_id AND e.version > s.version
+    FROM since s
+    JOIN credit_entries e ON e.user_id = ANY (ARRAY[s.user_id]) AND e.version > s.version
 ), begun AS (
     SELECT DISTINCT grant_id FROM entries
     WHERE kind IN ('grant', 'reverse') AND grant_id IS NOT NULL
@@ -155,7 +162,10 @@ _DRAWS = """
     SELECT g.user_id, g.id, g.remaining,
         coalesce(k.remaining, CASE WHEN b.grant_id IS NULL THEN 0 ELSE g.amount END) AS had
     FROM since s
-    JOIN credit_grants g ON g.user_id = s.user_id AND g.activated_at IS NOT NULL
+    CROSS JOIN LATERAL (
+        SELECT user_id, id, remaining, amount FROM credit_grants
+        WHERE user_id = s.user_id AND activated_at IS NOT NULL ORDER BY source
+    ) AS g
     LEFT JOIN known k ON k.grant_id = g.id
     LEFT JOIN begun b ON b.grant_id = g.id
 )
@@ -179,7 +189,7 @@ _USAGE = """
 )
 SELECT a.user_id, f.name, f.expected, f.found
 FROM kept k
-JOIN credit_accounts a ON a.user_id = k.user_id
+JOIN credit_accounts a ON a.user_id = ANY (ARRAY[k.user_id])
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(r.credits), 0) AS every,
         coalesce(sum(r.credits) FILTER (WHERE r.hour >= k.start), 0) AS credits,
@@ -205,7 +215,7 @@ WHERE f.expected <> f.found
 _HOLDS = """
 SELECT a.user_id, 'holds', coalesce(h.amount, 0), a.reserved
 FROM since s
-JOIN credit_accounts a ON a.user_id = s.user_id
+JOIN credit_accounts a ON a.user_id = ANY (ARRAY[s.user_id])
 LEFT JOIN LATERAL (
     SELECT sum(h.amount) AS amount FROM credit_reservations h
     WHERE h.user_id = a.user_id AND h.state = 'open'
@@ -223,8 +233,10 @@ FROM credit_accounts a
 CROSS JOIN LATERAL (
     SELECT coalesce(array_agg(g.id ORDER BY g.id), '{}') AS ids,
         coalesce(array_agg(g.remaining ORDER BY g.id), '{}') AS remaining
-    FROM credit_grants g
-    WHERE g.user_id = a.user_id AND g.depleted_at IS NULL AND g.voided_at IS NULL
+    FROM (
+        SELECT id, remaining FROM credit_grants
+        WHERE user_id = a.user_id AND depleted_at IS NULL AND voided_at IS NULL ORDER BY priority
+    ) AS g
 ) AS g
 WHERE a.user_id = ANY($1::uuid[])
 ON CONFLICT (user_id) DO UPDATE SET
