@@ -85,6 +85,7 @@ class _Siblings:
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
+                probe.listen(1)
                 taken = probe.getsockname()
             held = socket.socket(family)
             # Connections of who served here before linger for a minute (TIME-WAIT).

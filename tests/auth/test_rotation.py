@@ -183,7 +183,7 @@ async def test_fifty_rotations_make_one_key(auth: AuthRoom, owner: Connection) -
 async def test_looking_first_would_make_many(
     auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Negative control: without the lock, the condition and the index there are several keys."""
+    """Negative control: without the conditional statement and the index there are several keys."""
     await owner.execute("DROP INDEX signing_keys_one_signs")
 
     async def look_first(conn: Connection, **values: Any) -> bool:
@@ -199,10 +199,6 @@ async def test_looking_first_would_make_many(
         )
         return True
 
-    async def without_lock(_: Connection) -> None:
-        return
-
-    monkeypatch.setattr(store_signing_keys, "lock_signing_keys", without_lock)
     monkeypatch.setattr(store_signing_keys, "retire_signing_key", look_first)
     await at_once(50, lambda _: rotate(auth))
     assert await owner.fetchval("SELECT count(*) FROM signing_keys") > 2

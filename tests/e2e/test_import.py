@@ -153,7 +153,7 @@ def test_killed_in_the_middle_and_resumed_every_row_is_recorded_once(
     stack: Stack, tmp_path: Path
 ) -> None:
     user_id, log = new_user(stack, 1_000_000), tmp_path / "log.csv"
-    expected = write_log(log, user_id, range(40_000))
+    expected = write_log(log, user_id, range(150_000))
     process = start_import(stack, log, 1, user_id)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 1
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_rows_the_database_lost_is_not_believed(
     stack: Stack, tmp_path: Path
 ) -> None:
     user_id, log = new_user(stack, 1_000_000), tmp_path / "log.csv"
-    expected = write_log(log, user_id, range(40_000))
+    expected = write_log(log, user_id, range(100_000))
     process = start_import(stack, log, 1_000, user_id)
     wait_for_note(stack, process)
     process.kill()

@@ -51,7 +51,7 @@ class KeyService:
 
             async def effect() -> Rotation:
                 await lock_admins(conn, caller, now)
-                await signing_keys.lock_signing_keys(conn)
+                await signing_keys.lock_signing_keys(conn, alone=withdraw)
                 details = {"kid": made.plan.kid, "reason": reason}
                 if withdraw:
                     ended = await signing_keys.withdraw_signing_keys(conn, now)

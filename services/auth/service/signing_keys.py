@@ -33,16 +33,13 @@ class SigningKeys:
         self._clock = clock
         self._stored: Sequence[StoredKey] = []
         self._signers: Mapping[str, Signer] = {}
-        self._loading = asyncio.Lock()
+        self._loads = self._newest = 0
         self._wake = asyncio.Event()
 
     async def load(self) -> None:
         """Loads the keys; on an empty database whichever replica is first makes one."""
-        # In turn: what was read before a withdrawal must not replace what was read after it.
-        async with self._loading:
-            await self._load()
-
-    async def _load(self) -> None:
+        self._loads += 1
+        number = self._loads
         now = self._clock.now()
         async with self._database.connection() as conn:
             stored = await signing_keys.list_signing_keys(conn, now)
@@ -53,6 +50,10 @@ class SigningKeys:
                     conn, kid=made.kid, public_key=made.public_key, sealed=made.sealed, now=now
                 )
                 stored = await signing_keys.list_signing_keys(conn, now)
+        # What was read before a withdrawal must not replace what was read after it.
+        if number < self._newest:
+            return
+        self._newest = number
         known = self._signers
         self._signers = {
             key.plan.kid: known.get(key.plan.kid)

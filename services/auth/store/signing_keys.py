@@ -22,13 +22,14 @@ class StoredKey:
     sealed: bytes
 
 
-async def lock_signing_keys(conn: Connection) -> None:
+async def lock_signing_keys(conn: Connection, *, alone: bool) -> None:
     """
-    Waits for whoever changes the keys, and keeps others from it until COMMIT.
+    Keeps whoever wants them `alone` from whoever changes the keys, until COMMIT.
 
     A row would not do: the key that a rotation under way makes is none that could be locked yet.
     """
-    await conn.execute("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE")
+    how = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+    await conn.execute(f"SELECT {how}(hashtextextended('signing_keys', 0))")
 
 
 async def insert_signing_key(
