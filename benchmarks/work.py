@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,6 +29,7 @@ from services.usage.peers import Auth
 _MICROSECOND = 1e-6
 # Until a storm has filled its queue.
 _GATHERING_SECONDS = 1.0
+_START_SECONDS = 30.0
 # Looking at the clock would cost a good part of a check.
 _AT_A_TIME = 100
 
@@ -165,15 +167,25 @@ class Stormed:
     storm: Calls
 
     def run(self, seconds: float) -> Sample:
-        process = multiprocessing.get_context("spawn").Process(
-            target=self.storm.run, args=(seconds + 2 * _GATHERING_SECONDS,)
+        spawn = multiprocessing.get_context("spawn")
+        begun = spawn.Event()
+        process = spawn.Process(
+            target=_rage, args=(self.storm, seconds + 2 * _GATHERING_SECONDS, begun)
         )
         process.start()
         try:
+            # A process that still starts would be a second storm, of another kind.
+            if not begun.wait(_START_SECONDS):
+                raise LoadError("the storm did not begin")
             time.sleep(_GATHERING_SECONDS)
             return self.calls.run(seconds)
         finally:
             process.join()
+
+
+def _rage(storm: Calls, seconds: float, begun: Event) -> None:
+    begun.set()
+    storm.run(seconds)
 
 
 @dataclass(frozen=True, slots=True)
