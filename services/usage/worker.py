@@ -1,7 +1,7 @@
 """What usage does without being asked: partitions, what is due, proofs, tidying."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,6 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from chassis.errors import Refusal
-from services.usage.service.ledger import LedgerService
 from services.usage.service.metering import MeteringService
 from services.usage.service.proofs import ProofService
 from services.usage.service.standings import StandingService
@@ -34,7 +33,8 @@ def jobs(cases: UseCases, sweep_seconds: float, kept_months: int) -> Sequence[Jo
         partial(sweep_forever, cases.standings, sweep_seconds),
         partial(verify_forever, cases.proofs),
         partial(detach_forever, cases.proofs, kept_months),
-        partial(forget_forever, cases.ledger),
+        partial(forget_forever, cases.ledger.forget_keys, "idempotency keys"),
+        partial(forget_forever, partial(cases.reservations.forget, kept_months), "reservations"),
     )
 
 
@@ -103,12 +103,12 @@ async def detach_forever(proofs: ProofService, kept_months: int) -> None:
         await asyncio.sleep(pause)
 
 
-async def forget_forever(ledger: LedgerService) -> None:
-    """Deletes idempotency keys older than 72 hours until cancelled."""
+async def forget_forever(forget: Callable[[], Awaitable[int]], what: str) -> None:
+    """Deletes what nobody can ask for again, in small batches until cancelled."""
     while True:
-        swept = 0
+        forgotten = 0
         try:
-            swept = await ledger.forget_keys()
+            forgotten = await forget()
         except Refusal as refusal:
-            _log.warning("sweep postponed", reason=refusal.reason)
-        await asyncio.sleep(BREATH_SECONDS if swept else SWEEP_SECONDS)
+            _log.warning("sweep postponed", what=what, reason=refusal.reason)
+        await asyncio.sleep(BREATH_SECONDS if forgotten else SWEEP_SECONDS)

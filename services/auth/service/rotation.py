@@ -56,14 +56,12 @@ class KeyService:
                 if withdraw:
                     ended = await signing_keys.withdraw_signing_keys(conn, now)
                     details["withdrawn"] = " ".join(ended)
-                    free = bool(ended)
-                else:
-                    free = await signing_keys.retire_signing_key(
-                        conn,
-                        retired_at=activates,
-                        expires_at=last_needed(activates, room.policy.access_token),
-                        now=now,
-                    )
+                free = withdraw or await signing_keys.retire_signing_key(
+                    conn,
+                    retired_at=activates,
+                    expires_at=last_needed(activates, room.policy.access_token),
+                    now=now,
+                )
                 # Else somebody else's rotation was first, whose key is answered.
                 created = free and await self._insert(conn, made, activates, now)
                 if created:

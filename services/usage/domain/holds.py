@@ -1,11 +1,14 @@
 """Holds: credits that are kept for a call while it runs."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
 
 from services.usage.domain.accounts import Draw
+
+# A resolution that is asked for again is answered as the first time for so long at least.
+ANSWERED_AGAIN = timedelta(hours=72)
 
 
 class State(StrEnum):

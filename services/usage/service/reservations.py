@@ -8,13 +8,13 @@ import asyncpg
 
 from chassis.errors import Refusal
 from chassis.groupcommit import GroupCommit
-from chassis.ids import uuid7_time
+from chassis.ids import uuid7_floor, uuid7_time
 from chassis.postgres import Connection
 from chassis.refusals import Conflict
 from services.usage.domain.accounts import Balance
 from services.usage.domain.book import Book
-from services.usage.domain.holds import Hold, State
-from services.usage.domain.metering import Event
+from services.usage.domain.holds import ANSWERED_AGAIN, Hold, State
+from services.usage.domain.metering import OLDEST_EVENT, Event
 from services.usage.domain.requests import Lease, Outcome, Request, Reserve, Result, Settle
 from services.usage.domain.reservations import Desk
 from services.usage.errors import (
@@ -34,12 +34,15 @@ from services.usage.errors import (
 )
 from services.usage.service.limits import load_limits, write_limits
 from services.usage.service.metering import FLUSH_LOCK_MS
+from services.usage.service.proofs import months_back
 from services.usage.service.room import Room, lock_book
 from services.usage.store import accounts, metering
 from services.usage.store import reservations as store
+from services.usage.store.metering import EARLIEST
 
 QUEUE = "reservations"
-# Accounts that one transaction of the sweeper lets mature.
+# How many are forgotten in one transaction.
+BATCH = 1000
 _REFUSALS: dict[Outcome, type[Refusal]] = {
     Outcome.NO_CREDITS: NoCredits,
     Outcome.ACCOUNT_NOT_OPEN: AccountNotOpen,
@@ -93,6 +96,25 @@ class ReservationService:
             book = await lock_book(conn, user_id, now)
             await accounts.write_books(conn, [book], now)
             return await self._find(conn, user_id, reservation_id)
+
+    async def forget(self, kept_months: int) -> int:
+        """
+        Deletes a batch of reservations nobody can ask for again; returns how many.
+
+        Those that were given back once their ids are too old to come again; those that were
+        used when their calls' months are no longer kept, 0 for all: until then a call may be
+        corrected, and only its reservation knows what it was paid from.
+        """
+        now = self._room.clock.now()
+        used_before = months_back(now, kept_months) if kept_months else EARLIEST
+        async with self._room.database.connection() as conn:
+            return await store.forget_holds(
+                conn,
+                given_back_before=uuid7_floor(now - OLDEST_EVENT - ANSWERED_AGAIN),
+                used_before=uuid7_floor(used_before),
+                resolved_before=now - ANSWERED_AGAIN,
+                most=BATCH,
+            )
 
     async def _ask(self, request: Request) -> tuple[Hold, int, Hold | None]:
         (result,) = await self.desk.submit([request])

@@ -155,6 +155,30 @@ async def write_fences(conn: Connection, fences: Mapping[tuple[UUID, str], Fence
     )
 
 
+async def forget_holds(
+    conn: Connection,
+    *,
+    given_back_before: UUID,
+    used_before: UUID,
+    resolved_before: datetime,
+    most: int,
+) -> int:
+    """
+    Deletes reservations that were resolved before an instant; returns how many.
+
+    Up to `most` with ids below each of the two, of those given back and of those used.
+    """
+    return int(
+        await conn.fetchval(
+            "SELECT usage_forget_reservations($1, $2, $3, $4)",
+            given_back_before,
+            used_before,
+            resolved_before,
+            most,
+        )
+    )
+
+
 def _hold(row: Record) -> Hold:
     return Hold(
         row["id"],

@@ -29,7 +29,9 @@ class ReservationServiceStub:
     """ReservationService holds credits before a call whose price is not known yet,
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
-    is made, so that a grant that expires meanwhile still pays.
+    is made, so that a grant that expires meanwhile still pays. A reservation that
+    was given back is forgotten 38 days after its id's time, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its call.
     """
 
     def __init__(self, channel):
@@ -79,7 +81,9 @@ class ReservationServiceServicer:
     """ReservationService holds credits before a call whose price is not known yet,
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
-    is made, so that a grant that expires meanwhile still pays.
+    is made, so that a grant that expires meanwhile still pays. A reservation that
+    was given back is forgotten 38 days after its id's time, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its call.
     """
 
     def ReserveCredits(self, request, context):
@@ -192,7 +196,9 @@ class ReservationService:
     """ReservationService holds credits before a call whose price is not known yet,
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
-    is made, so that a grant that expires meanwhile still pays.
+    is made, so that a grant that expires meanwhile still pays. A reservation that
+    was given back is forgotten 38 days after its id's time, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its call.
     """
 
     @staticmethod

@@ -16,7 +16,9 @@ class ReservationServiceStub:
     """ReservationService holds credits before a call whose price is not known yet,
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
-    is made, so that a grant that expires meanwhile still pays.
+    is made, so that a grant that expires meanwhile still pays. A reservation that
+    was given back is forgotten 38 days after its id's time, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -55,7 +57,9 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
     """ReservationService holds credits before a call whose price is not known yet,
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
-    is made, so that a grant that expires meanwhile still pays.
+    is made, so that a grant that expires meanwhile still pays. A reservation that
+    was given back is forgotten 38 days after its id's time, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its call.
     """
 
     @_abc_1.abstractmethod
