@@ -36,6 +36,7 @@ FLUSHED = Histogram(
 @dataclass(slots=True)
 class _Ticket(Generic[Item, Result]):
     items: Sequence[Item]
+    size: int
     answer: asyncio.Future[Sequence[Result]]
 
 
@@ -49,9 +50,15 @@ class GroupCommit(Generic[Item, Result]):
         *,
         max_flush: int,
         max_waiting: int,
+        size: Callable[[Item], int] | None = None,
     ) -> None:
-        """`flush` writes items durably and returns a result for each, in order."""
+        """
+        `flush` writes items durably and returns a result for each, in order.
+
+        Both bounds count items, by `size` where one is much more to write than another.
+        """
         self._flush = flush
+        self._size = size
         self._max_flush = max_flush
         self._max_waiting = max_waiting
         self._tickets: deque[_Ticket[Item, Result]] = deque()
@@ -62,11 +69,12 @@ class GroupCommit(Generic[Item, Result]):
 
     async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
         """Returns the items' results once they are durable; Overloaded when too many wait."""
-        if self._waiting + len(items) > self._max_waiting:
+        size = len(items) if self._size is None else sum(map(self._size, items))
+        if self._waiting + size > self._max_waiting:
             raise Overloaded(retry_after=RETRY_AFTER)
         answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
-        self._tickets.append(_Ticket(items, answer))
-        self._waiting += len(items)
+        self._tickets.append(_Ticket(items, size, answer))
+        self._waiting += size
         self._wake.set()
         return await answer
 
@@ -86,13 +94,13 @@ class GroupCommit(Generic[Item, Result]):
     def _take(self) -> list[_Ticket[Item, Result]]:
         taken: list[_Ticket[Item, Result]] = []
         room = self._max_flush
-        while self._tickets and (not taken or len(self._tickets[0].items) <= room):
+        while self._tickets and (not taken or self._tickets[0].size <= room):
             ticket = self._tickets.popleft()
-            self._waiting -= len(ticket.items)
+            self._waiting -= ticket.size
             # Whoever gave up before the flush is not written at all.
             if not ticket.answer.done():
                 taken.append(ticket)
-                room -= len(ticket.items)
+                room -= ticket.size
         if not self._tickets:
             self._wake.clear()
         return taken

@@ -112,6 +112,23 @@ async def test_a_full_queue_refuses_with_a_delay() -> None:
         assert await queue.submit([4]) == ["done 4"]
 
 
+async def test_items_count_by_their_size() -> None:
+    """Where items have sizes, flushes and the queue are bounded by these."""
+    flushes = Flushes()
+    queue = GroupCommit("test", flushes.flush, max_flush=10, max_waiting=14, size=int)
+    flushes.open.clear()
+    task = asyncio.create_task(queue.run())
+    first = await submitted(queue, 1)
+    await flushes.started.wait()
+    waiting = [await submitted(queue, size) for size in (6, 5, 3)]
+    with pytest.raises(Overloaded):
+        await queue.submit([1])
+    flushes.open.set()
+    await asyncio.gather(first, *waiting)
+    task.cancel()
+    assert flushes.batches == [[1], [6], [5, 3]]
+
+
 async def test_a_poisonous_item_fails_alone() -> None:
     """An item no flush can write fails its own caller; all others are written."""
     flushes = Flushes()

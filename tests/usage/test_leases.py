@@ -1,6 +1,8 @@
 """Leases: a block of credits that one holder burns, settled once, fenced by the next."""
 
+import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -12,6 +14,7 @@ from grpc import StatusCode, aio
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.usage.domain.requests import Lease, Release, Renewal, Settle
+from services.usage.service.reservations import ReservationService
 from services.usage.service.use_cases import UseCases
 from tests.factories import (
     at_once,
@@ -191,3 +194,15 @@ async def test_leases_on_the_wire(house: House, clock: FakeClock, owner: Connect
     assert refusal_of(caught.value) == (StatusCode.FAILED_PRECONDITION, "LEASE_FENCED")
     assert dict(info_of(caught.value).metadata) == {"fence": "2"}
     assert await ledger_faults(owner) == []
+
+
+async def test_a_settlement_waits_as_all_its_calls(usage: UseCases, clock: FakeClock) -> None:
+    """The queue's bound holds for what there is to write, however few the callers are."""
+    desk = ReservationService(replace(usage.reservations._room, queue_events=2000))
+    lease = a_lease(uuid7(clock.now()), clock)
+    settlements = [a_settlement(lease, 1, clock, *[1] * 999) for _ in range(3)]
+    waiting = [asyncio.create_task(desk.settle(each)) for each in settlements[:2]]
+    await asyncio.sleep(0)
+    assert await reason_of(desk.settle(settlements[2])) == "OVERLOADED"
+    for task in waiting:
+        task.cancel()
