@@ -6,7 +6,7 @@ The service runs on real PostgreSQL, its grants begin, expire and are voided mea
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -204,8 +204,7 @@ class Holding(RuleBasedStateMachine):
         for model in self.all[-3:]:
             hold = self.bench.run(get(self.user_id, model.asked.id))
             assert (hold.state, hold.expires_at) == (model.at(self.now), model.expires)
-        held = sum(m.asked.credits for m in self.all if m.at(self.now) is State.OPEN)
-        assert self.balance().reserved == held
+        assert self.balance().reserved == self.held()
 
     def reserved(self, amount: int, ttl: timedelta) -> Model | None:
         asked = Reserve(uuid7(self.now), self.user_id, amount, ttl, "write")
@@ -216,6 +215,9 @@ class Holding(RuleBasedStateMachine):
             return None
         self.all.append(model)
         return model
+
+    def held(self) -> int:
+        return sum(m.asked.credits for m in self.all if m.at(self.now) is State.OPEN)
 
     @property
     def now(self) -> datetime:
@@ -298,19 +300,17 @@ async def open_bench(runner: asyncio.Runner, database_url: str, clock: FakeClock
         yield Bench(runner, usage, database, owner, clock)
 
 
-@pytest.fixture
-def bench(database_url: str, clock: FakeClock) -> Any:
+def made_bench(database_url: str, clock: FakeClock) -> Iterator[Bench]:
     with asyncio.Runner() as runner:
         opened = open_bench(runner, database_url, clock)
         yield runner.run(opened.__aenter__())
         runner.run(opened.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
-def test_reservations_obey_the_model(bench: Bench, examples: int) -> None:
-    """Each hold has one end, each credit is somewhere, whoever looks and whenever."""
+def obey(machine: Callable[[], RuleBasedStateMachine], examples: int) -> None:
+    """Runs so many examples of a machine."""
     run_machine(
-        lambda: Holding(bench),  # type: ignore[arg-type]
+        machine,  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,
@@ -319,3 +319,12 @@ def test_reservations_obey_the_model(bench: Bench, examples: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+bench = pytest.fixture(made_bench)
+
+
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
+def test_reservations_obey_the_model(bench: Bench, examples: int) -> None:
+    """Each hold has one end, each credit is somewhere, whoever looks and whenever."""
+    obey(lambda: Holding(bench), examples)
