@@ -35,6 +35,7 @@ from services.auth.service.room import Guesses, Room
 from services.auth.service.sessions import SessionService, Tokens
 from services.auth.service.signing_keys import SigningKeys
 from services.auth.store import users
+from services.auth.strength import Strength
 from services.usage.domain.grants import Category, Grant, Terms
 from services.usage.domain.metering import Event
 from services.usage.service import room as usage_room
@@ -116,10 +117,12 @@ async def open_auth(
         authority.feed.publish(revoked)
 
     passwords = Passwords(memory_kib=memory_kib, time_cost=time_cost, queue=1000)
+    strength = Strength()
     room = Room(
         database=database,
         clock=clock,
         passwords=passwords,
+        strength=strength,
         signer=signer,
         policy=policy,
         limits=Limits(),
@@ -136,6 +139,7 @@ async def open_auth(
         yield AuthRoom(room, AccountService(room), sessions, authority, verifier, signer, announced)
     finally:
         passwords.close()
+        strength.close()
 
 
 @contextlib.asynccontextmanager

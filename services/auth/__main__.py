@@ -27,6 +27,7 @@ from services.auth.service.authority import Authority
 from services.auth.service.mail import SMTP
 from services.auth.service.room import ROOM, Room
 from services.auth.service.signing_keys import SigningKeys
+from services.auth.strength import Strength
 from services.auth.worker import sweep_forever
 
 MIGRATIONS = migrate.Room(ROOM, Path(__file__).parent / "migrations")
@@ -62,11 +63,13 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
         consumers = {USAGE: Usage(channel).deliver, SMTP: settings.mailer().deliver}
         relay = Relay(ROOM, database, consumers, clock)
         passwords = stack.enter_context(contextlib.closing(settings.passwords()))
+        await passwords.ready()
         providers = await stack.enter_async_context(open_providers(settings.providers(), clock))
         room = Room(
             database=database,
             clock=clock,
             passwords=passwords,
+            strength=stack.enter_context(contextlib.closing(Strength())),
             signer=signer,
             policy=policy,
             limits=Limits(redis),

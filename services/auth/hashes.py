@@ -3,7 +3,7 @@ Password hashes that other systems made: reading, judging and verifying them.
 
 Formats are modular crypt ($2b$…) and PHC strings. Each has a least and a greatest
 cost. Too little would let in what is quickly guessed; too much would let whoever
-imports, or knows whom they imported, keep our threads busy with one login.
+imports, or knows whom they imported, keep our processes busy with one login.
 Ory Kratos caps imports at argon2 1 GiB and 10 passes, bcrypt 15, scrypt N 2^17;
 Zitadel has minimums as well. Ours are tighter: a verification takes at most about a
 second of a core and 256 MiB. Minimums are what was once a recommendation.

@@ -8,11 +8,11 @@ import bcrypt
 import pytest
 from argon2 import PasswordHasher
 from argon2.low_level import Type
-from nacl.pwhash import argon2id
 
 from services.auth.domain.imports import Rejection
 from services.auth.hashes import Pbkdf2, Scrypt, fault, read
 from services.auth.passwords import Passwords
+from tests.auth.hashed import spied
 from tests.running import PASSWORD
 
 SALT = b"sixteen bytes ok"
@@ -261,14 +261,7 @@ async def test_what_is_no_hash_costs_what_a_hash_costs(
     passwords: Passwords, hashed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A damaged hash is verified as an absent one is: with today's parameters, and never fits."""
-    verified: list[str] = []
-    verify = argon2id.verify
-
-    def spy(other: bytes, password: bytes) -> bool:
-        verified.append(other.decode())
-        return verify(other, password)
-
-    monkeypatch.setattr(argon2id, "verify", spy)
+    verified = spied(passwords, monkeypatch)
     assert not await passwords.verify("no account has this password", hashed)
     assert len(verified) == 1
     assert not passwords.outdated(verified[0])

@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
+import os
 import re
-import threading
 import time
+from pathlib import Path
 
 import pytest
 from finity.auth.v1 import password_pb2
@@ -15,8 +16,10 @@ from chassis.calls import Call, enter
 from chassis.contract import methods_of
 from services.auth.domain.passwords import Hint, Weakness, check_password
 from services.auth.errors import PasswordTooWeak
+from services.auth.scoring import COMMON_PASSWORDS, estimate
 from services.auth.service.passwords import require_acceptable, weakness_of
-from services.auth.strength import COMMON_PASSWORDS, Strength, estimate
+from services.auth.strength import Strength
+from tests.auth.pieces import Gate
 from tests.factories import an_address, at_once, reason_of
 from tests.running import PASSWORD
 
@@ -172,10 +175,10 @@ def test_substitutions_are_not_multiplied() -> None:
     assert ours < 20 < calls
 
 
-async def test_scoring_leaves_the_event_loop() -> None:
-    """The work is done on another thread, and one that would not be ready in time not at all."""
+async def test_scoring_leaves_the_process() -> None:
+    """Another one does the work, and what would not be ready in time is not begun."""
     strength = Strength()
-    assert await strength._run(threading.get_ident) != threading.get_ident()
+    assert await strength._run(os.getpid) != os.getpid()
     strength._seconds = 5.0
 
     async def within(seconds: float) -> str:
@@ -187,14 +190,14 @@ async def test_scoring_leaves_the_event_loop() -> None:
     strength.close()
 
 
-async def test_too_many_are_refused() -> None:
+async def test_too_many_are_refused(tmp_path: Path) -> None:
     """More than may wait are HASHING_BUSY at once; then there is room again."""
-    strength, gate = Strength(queue=2), threading.Event()
+    strength, gate = Strength(queue=2), Gate(tmp_path)
     held = [asyncio.create_task(strength._run(gate.wait)) for _ in range(2)]
     await asyncio.sleep(0)
     refusals = await at_once(10, lambda _: strength.estimate(PASSWORD, ""))
     assert {refusal.reason for refusal in refusals} == {"HASHING_BUSY"}
-    gate.set()
+    gate.open()
     await asyncio.gather(*held)
-    assert (await strength.estimate(PASSWORD, "")).score == 4
+    assert await strength.estimate("password", "") == estimate("password", "")
     strength.close()

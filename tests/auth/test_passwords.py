@@ -1,22 +1,25 @@
-"""Passwords: argon2id in a bounded pool."""
+"""Passwords: argon2id in a bounded number of processes."""
 
 import asyncio
-import threading
+import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from argon2 import extract_parameters
 from argon2.low_level import Type
 from finity.auth.v1 import auth_pb2
-from nacl.pwhash import argon2id
 
 from chassis.callers import PUBLIC
 from chassis.calls import Call, enter
 from chassis.contract import methods_of
+from chassis.server import StartupError
 from services.auth.config import Settings
 from services.auth.errors import HashingBusy
 from services.auth.passwords import Passwords
+from tests.auth.hashed import spied
+from tests.auth.pieces import Gate
 from tests.factories import at_once, reason_of
 
 LOGIN = methods_of([auth_pb2.DESCRIPTOR.services_by_name["AuthService"]])[
@@ -74,48 +77,41 @@ async def test_no_hash_costs_what_a_hash_costs(
     passwords: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An absent hash is verified all the same, with today's parameters, and never fits."""
-    verified: list[str] = []
-    verify = argon2id.verify
-
-    def spy(hashed: bytes, password: bytes) -> bool:
-        verified.append(hashed.decode())
-        return verify(hashed, password)
-
-    monkeypatch.setattr(argon2id, "verify", spy)
+    verified = spied(passwords, monkeypatch)
     assert not await passwords.verify("no account has this password", None)
     assert len(verified) == 1
     assert not passwords.outdated(verified[0])
 
 
-async def test_hashing_leaves_the_event_loop(passwords: Passwords) -> None:
-    """The work is done on another thread."""
-    there = await passwords._run(threading.get_ident)
-    assert there != threading.get_ident()
+async def test_hashing_leaves_the_process(passwords: Passwords) -> None:
+    """Once they are ready, the processes that hash are there, and this one is none of them."""
+    await passwords.ready()
+    there = await passwords._run(os.getpid)
+    assert there != os.getpid()
+    await passwords.hash("correct horse")
+    assert await passwords._run(os.getpid) == there
 
 
-async def test_too_many_are_refused(passwords: Passwords) -> None:
+async def test_no_service_starts_that_cannot_hash(
+    passwords: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its processes it says so at the start, in a sentence."""
+    monkeypatch.setattr("services.auth.processes._COMMAND", ("/nowhere/python",))
+    with pytest.raises(StartupError, match="cannot be started"):
+        await passwords.ready()
+
+
+async def test_too_many_are_refused(passwords: Passwords, tmp_path: Path) -> None:
     """More than may wait are HASHING_BUSY at once, with a delay; then there is room again."""
-    gate = threading.Event()
+    gate = Gate(tmp_path)
     held = [asyncio.create_task(passwords._run(gate.wait)) for _ in range(2)]
     await asyncio.sleep(0)
     refusals = await at_once(10, lambda _: passwords.hash("correct horse"))
     assert all(isinstance(refusal, HashingBusy) for refusal in refusals)
     assert all(refusal.retry_after > 0 for refusal in refusals)
-    gate.set()
+    gate.open()
     await asyncio.gather(*held)
     assert await passwords.verify("correct horse", await passwords.hash("correct horse"))
-
-
-async def test_who_gives_up_makes_room(passwords: Passwords) -> None:
-    """A cancelled call does not count as waiting any more."""
-    gate = threading.Event()
-    held = [asyncio.create_task(passwords._run(gate.wait)) for _ in range(2)]
-    await asyncio.sleep(0)
-    for task in held:
-        task.cancel()
-    await asyncio.gather(*held, return_exceptions=True)
-    gate.set()
-    await passwords.hash("correct horse")
 
 
 async def test_what_cannot_be_ready_in_time_is_not_begun(passwords: Passwords) -> None:
@@ -128,4 +124,5 @@ async def test_what_cannot_be_ready_in_time_is_not_begun(passwords: Passwords) -
 
     # Each in a task of its own: the current call is the task's.
     assert await asyncio.create_task(within(4.0)) == "HASHING_BUSY"
+    assert all(child._process is None for child in passwords._children)
     assert await asyncio.create_task(within(60.0)) == ""

@@ -140,7 +140,7 @@ class EmailService:
         room, now = self._room, self._room.clock.now()
         async with room.database.connection() as conn:
             found = await emails.find_secret(conn, Purpose.RESET, digest(secret), now)
-        # Before the hash: whoever guesses at secrets must not keep the threads busy.
+        # Before the hash: whoever guesses at secrets must not keep the processes busy.
         # Used by this very call, perhaps: with its key that is found out below.
         if found is None or (found.used_at is not None and key is None):
             raise MailSecretInvalid

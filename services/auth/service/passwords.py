@@ -20,12 +20,12 @@ from services.auth.errors import (
     PasswordTooWeak,
     UserNotFound,
 )
+from services.auth.scoring import COMMON_PASSWORDS
 from services.auth.service.attempts import Attempts, count_call
 from services.auth.service.mail import Mail, enqueue
 from services.auth.service.room import KEYS, Room
 from services.auth.service.step_up import require_fresh
 from services.auth.store import emails, sessions, users
-from services.auth.strength import COMMON_PASSWORDS, Strength
 
 
 def weakness_of(password: str, email: str) -> Weakness | None:
@@ -47,7 +47,6 @@ class PasswordService:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._attempts = Attempts(room)
-        self._strength = Strength()
 
     async def strength(
         self, password: str, email: str, address: str | None = None
@@ -58,7 +57,7 @@ class PasswordService:
         TooManyAttempts past any person's number: each costs a calculation.
         """
         await count_call(self._room, "strength", address)
-        return await self._strength.estimate(password, email), weakness_of(password, email)
+        return await self._room.strength.estimate(password, email), weakness_of(password, email)
 
     async def change(
         self,

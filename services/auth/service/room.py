@@ -18,6 +18,7 @@ from services.auth.domain.passkeys import LOCAL, RelyingParty
 from services.auth.domain.sessions import SessionPolicy
 from services.auth.passwords import Passwords
 from services.auth.service.signing_keys import SigningKeys
+from services.auth.strength import Strength
 
 # Writing about an account and its mail takes longer than finding that there is nothing to write.
 ANSWER_SECONDS = 0.025
@@ -58,6 +59,7 @@ class Room:
     database: Database
     clock: Clock
     passwords: Passwords
+    strength: Strength
     signer: SigningKeys
     policy: SessionPolicy
     limits: Limits
