@@ -176,6 +176,7 @@ class Stormed:
         try:
             # A process that still starts would be a second storm, of another kind.
             if not begun.wait(_START_SECONDS):
+                process.kill()
                 raise LoadError("the storm did not begin")
             time.sleep(_GATHERING_SECONDS)
             return self.calls.run(seconds)

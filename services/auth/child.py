@@ -9,6 +9,7 @@ what the work needs and nothing else, since each child has a memory of its own.
 import contextlib
 import os
 import pickle
+import signal
 import struct
 import sys
 import time
@@ -16,12 +17,16 @@ from typing import BinaryIO
 
 # Ahead of each request and answer: how many bytes it has.
 LENGTH = struct.Struct("!I")
-NICENESS = 10
+# Lower than anything that answers; what cannot be ready in time is refused before it starts.
+NICENESS = 19
 _SOCKET = 0
 
 
 def main() -> None:
     """Works until the parent is gone."""
+    # Whoever stops every process of a service at once lets the parent drain first.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     _yield_to_others()
     yielded = False
     # A parent that died while there was work resets the connection.

@@ -115,6 +115,8 @@ class Settings(ServiceSettings):
 
     argon2_memory_kib: int = Field(7168, ge=8)
     argon2_time_cost: int = Field(5, ge=1)
+    argon2_processes: int = Field(0, ge=0, le=256)
+    """Processes that hash passwords; 0 is one a core."""
     argon2_queue: int = Field(256, ge=1)
     """Passwords that may wait to be hashed; more are refused with HASHING_BUSY."""
 
@@ -211,6 +213,7 @@ class Settings(ServiceSettings):
             memory_kib=self.argon2_memory_kib,
             time_cost=self.argon2_time_cost,
             queue=self.argon2_queue,
+            processes=self.argon2_processes,
         )
 
     webauthn_rp_id: str = Field(LOCAL.id, min_length=1)

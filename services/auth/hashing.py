@@ -25,9 +25,9 @@ def make(password: str, passes: int, memory: int) -> str:
 def fits(password: str, hashed: str | None, dummy: str) -> bool:
     """Tells whether the password fits; where there is no hash, `dummy` is verified in its place."""
     if hashed is not None and outdated(hashed, dummy):
-        fits = _fits_other(password, hashed)
-        if fits is not None:
-            return fits
+        fitting = _fits_other(password, hashed)
+        if fitting is not None:
+            return fitting
         hashed = None
     try:
         argon2id.verify((hashed or dummy).encode(), password.encode())

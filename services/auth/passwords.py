@@ -6,26 +6,26 @@ and those that came from another system (see hashes.py) are verified in the same
 processes and are outdated from the start: a login replaces them.
 """
 
-import os
 import time
 
 from chassis.server import StartupError
+from chassis.siblings import cores
 from services.auth import hashing
 from services.auth.errors import HashingBusy
 from services.auth.processes import BoundedProcesses
 
 
 class Passwords(BoundedProcesses):
-    """Hashes and verifies passwords in as many processes as there are cores."""
+    """Hashes and verifies passwords."""
 
-    def __init__(self, *, memory_kib: int, time_cost: int, queue: int) -> None:
-        """`queue` bounds the passwords waiting or being hashed at once."""
+    def __init__(self, *, memory_kib: int, time_cost: int, queue: int, processes: int = 0) -> None:
+        """`queue` bounds the passwords waiting or being hashed; 0 `processes` is one a core."""
         self._passes, self._bytes = time_cost, memory_kib * 1024
         started = time.perf_counter()
         # Verified in place of a missing hash: an unknown address must cost what a known one does.
         self._dummy = hashing.make("no account has this password", self._passes, self._bytes)
         super().__init__(
-            count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
+            count=processes or cores(),
             queue=queue,
             seconds=time.perf_counter() - started,
         )

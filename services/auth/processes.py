@@ -7,6 +7,7 @@ loop drives the children itself, over a socket each: there is no thread in betwe
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import socket
@@ -27,6 +28,9 @@ T = TypeVar("T")
 _COMMAND = (sys.executable, "-P", "-m", "services.auth.child")
 # Weight of the newest measurement in the running mean of a piece of work.
 _SMOOTHING = 0.1
+# The costliest work takes about a second of a core; a child that takes so long is hung or stopped.
+_HUNG_SECONDS = 60.0
+_DYING_SECONDS = 0.1
 # Whether the work succeeded, its value or its exception, and the seconds it took.
 _Answer = tuple[bool, Any, float]
 _log = structlog.get_logger()
@@ -111,9 +115,11 @@ class _Child:
         try:
             reader, writer = await self._connected()
             writer.write(LENGTH.pack(len(request)) + request)
-            (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+            async with asyncio.timeout(_HUNG_SECONDS):
+                (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+                answer = await reader.readexactly(size)
             # Both ends of a private socket are ours: nobody else can put a pickle into it.
-            return cast("_Answer", pickle.loads(await reader.readexactly(size)))  # noqa: S301
+            return cast("_Answer", pickle.loads(answer))  # noqa: S301
         except (EOFError, OSError) as error:
             code = self._end()
             # The kernel ends what takes too much memory; or there is none for another process.
@@ -158,8 +164,11 @@ class _Child:
         if process is None:
             return None
         process.kill()
-        # It is dead in a moment, and would be a zombie until somebody asks for its exit code.
-        return process.wait()
+        # It is dead in a moment, and would be a zombie until somebody asks for its exit code. What
+        # the kernel does not let die yet, subprocess asks for when the next process is started.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_DYING_SECONDS)
+        return None
 
 
 def _started(theirs: socket.socket) -> "subprocess.Popen[bytes]":

@@ -34,7 +34,7 @@ def jobs(cases: UseCases, sweep_seconds: float, kept_months: int) -> Sequence[Jo
         partial(verify_forever, cases.proofs),
         partial(detach_forever, cases.proofs, kept_months),
         partial(forget_forever, cases.ledger.forget_keys, "idempotency keys"),
-        partial(forget_forever, partial(cases.reservations.forget, kept_months), "reservations"),
+        partial(forget_forever, cases.reservations.forget, "reservations"),
     )
 
 

@@ -220,6 +220,30 @@ async def test_a_child_killed_while_idle_is_nobody_s_loss(pool: BoundedProcesses
     assert await pool._run(os.getpid) not in {there, os.getpid()}
 
 
+async def test_a_hung_child_is_given_up(
+    pool: BoundedProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that answers no more holds its place for a while only."""
+    there = await pool._run(os.getpid)
+    monkeypatch.setattr("services.auth.processes._HUNG_SECONDS", 0.2)
+    os.kill(there, signal.SIGSTOP)
+    with pytest.raises(HashingBusy):
+        await pool._run(pieces.echo, 1)
+    monkeypatch.undo()
+    assert started_at(there) is None
+    assert await pool._run(os.getpid) not in {there, os.getpid()}
+
+
+async def test_a_child_goes_on_while_its_parent_drains(pool: BoundedProcesses, gate: Gate) -> None:
+    """A signal to every process of a service is the parent's to follow."""
+    held = asyncio.create_task(pool._run(gate.wait, "answered"))
+    await until(gate.begun)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(pids(pool)[0], number)
+    gate.open()
+    assert await held == "answered"
+
+
 async def test_no_process_can_be_started(
     pool: BoundedProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import asyncpg
 
 from chassis.errors import Refusal
 from chassis.groupcommit import GroupCommit
-from chassis.ids import uuid7_floor, uuid7_time
+from chassis.ids import uuid7_time
 from chassis.postgres import Connection
 from chassis.refusals import Conflict
 from services.usage.domain.accounts import Balance
@@ -34,11 +34,9 @@ from services.usage.errors import (
 )
 from services.usage.service.limits import load_limits, write_limits
 from services.usage.service.metering import FLUSH_LOCK_MS
-from services.usage.service.proofs import months_back
 from services.usage.service.room import Room, lock_book
 from services.usage.store import accounts, metering
 from services.usage.store import reservations as store
-from services.usage.store.metering import EARLIEST
 
 QUEUE = "reservations"
 # How many are forgotten in one transaction.
@@ -101,23 +99,18 @@ class ReservationService:
             await accounts.write_books(conn, [book], now)
             return await self._find(conn, user_id, reservation_id)
 
-    async def forget(self, kept_months: int) -> int:
+    async def forget(self) -> int:
         """
         Deletes a batch of reservations nobody can ask for again; returns how many.
 
-        Those that were given back once their ids are too old to come again; those that were
-        used when their calls' months are no longer kept, 0 for all: until then a call may be
-        corrected, and only its reservation knows what it was paid from.
+        Those that were given back, once their ids are too old to come again; those that
+        were used, once the months of their calls are detached.
         """
         now = self._room.clock.now()
-        used_before = months_back(now, kept_months) if kept_months else EARLIEST
+        resolved_before = now - ANSWERED_AGAIN
         async with self._room.database.connection() as conn:
             return await store.forget_holds(
-                conn,
-                given_back_before=uuid7_floor(now - OLDEST_EVENT - ANSWERED_AGAIN),
-                used_before=uuid7_floor(used_before),
-                resolved_before=now - ANSWERED_AGAIN,
-                most=BATCH,
+                conn, resolved_before - OLDEST_EVENT, resolved_before, BATCH
             )
 
     async def _ask(self, request: Request) -> tuple[Hold, int, Hold | None]:

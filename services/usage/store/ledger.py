@@ -74,7 +74,8 @@ async def find_charge(
 
 
 # A reservation's call has the time of its id, and may wait for its commit as long as it is
-# extended: its calls are looked for from when it was made.
+# extended: its calls are looked for from when it was made. One that is forgotten is of a month
+# that is not kept.
 _PAID = """
 SELECT e.id, e.grant_ids, e.drawn, e.created_at, r.grant_ids AS held_ids, r.drawn AS held,
     coalesce(r.committed, -e.amount) AS cost, coalesce(r.created_at, e.created_at) AS since,
@@ -83,7 +84,7 @@ SELECT e.id, e.grant_ids, e.drawn, e.created_at, r.grant_ids AS held_ids, r.draw
         WHERE c.entry_id = e.id
     ) AS reversed
 FROM credit_entries e LEFT JOIN credit_reservations r ON r.id = ANY (ARRAY[e.reservation_id])
-WHERE e.id = $1 AND e.user_id = $2 AND e.kind IN ('use', 'commit')
+WHERE e.id = $1 AND e.user_id = $2 AND (e.kind = 'use' OR e.kind = 'commit' AND r.id IS NOT NULL)
 """
 
 _CHARGED = """

@@ -156,25 +156,17 @@ async def write_fences(conn: Connection, fences: Mapping[tuple[UUID, str], Fence
 
 
 async def forget_holds(
-    conn: Connection,
-    *,
-    given_back_before: UUID,
-    used_before: UUID,
-    resolved_before: datetime,
-    most: int,
+    conn: Connection, made_before: datetime, resolved_before: datetime, most: int
 ) -> int:
     """
-    Deletes reservations that were resolved before an instant; returns how many.
+    Deletes reservations nobody can ask for again; returns how many.
 
-    Up to `most` with ids below each of the two, of those given back and of those used.
+    Up to `most` that were made and given back before two instants, and as many whose
+    calls are in no month that is kept.
     """
     return int(
         await conn.fetchval(
-            "SELECT usage_forget_reservations($1, $2, $3, $4)",
-            given_back_before,
-            used_before,
-            resolved_before,
-            most,
+            "SELECT usage_forget_reservations($1, $2, $3)", made_before, resolved_before, most
         )
     )
 

@@ -30,8 +30,8 @@ class ReservationServiceStub:
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
     is made, so that a grant that expires meanwhile still pays. A reservation that
-    was given back is forgotten 38 days after its id's time, 72 hours after it was
-    resolved at the earliest; one that was used is kept as long as its call.
+    was given back is forgotten 38 days after it was made, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its calls.
     """
 
     def __init__(self, channel):
@@ -82,8 +82,8 @@ class ReservationServiceServicer:
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
     is made, so that a grant that expires meanwhile still pays. A reservation that
-    was given back is forgotten 38 days after its id's time, 72 hours after it was
-    resolved at the earliest; one that was used is kept as long as its call.
+    was given back is forgotten 38 days after it was made, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its calls.
     """
 
     def ReserveCredits(self, request, context):
@@ -197,8 +197,8 @@ class ReservationService:
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
     is made, so that a grant that expires meanwhile still pays. A reservation that
-    was given back is forgotten 38 days after its id's time, 72 hours after it was
-    resolved at the earliest; one that was used is kept as long as its call.
+    was given back is forgotten 38 days after it was made, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its calls.
     """
 
     @staticmethod

@@ -17,8 +17,8 @@ class ReservationServiceStub:
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
     is made, so that a grant that expires meanwhile still pays. A reservation that
-    was given back is forgotten 38 days after its id's time, 72 hours after it was
-    resolved at the earliest; one that was used is kept as long as its call.
+    was given back is forgotten 38 days after it was made, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its calls.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -58,8 +58,8 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
     and uses them up or gives them back after it. A hold ends by itself: what is
     not resolved by then goes back. The draws on grants are chosen when the hold
     is made, so that a grant that expires meanwhile still pays. A reservation that
-    was given back is forgotten 38 days after its id's time, 72 hours after it was
-    resolved at the earliest; one that was used is kept as long as its call.
+    was given back is forgotten 38 days after it was made, 72 hours after it was
+    resolved at the earliest; one that was used is kept as long as its calls.
     """
 
     @_abc_1.abstractmethod
