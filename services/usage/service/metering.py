@@ -116,7 +116,7 @@ class MeteringService:
         books: dict[UUID, Book],
         now: datetime,
     ) -> Sequence[Crossing]:
-        charged = sorted(user_id for user_id, spent in settlement.spent.items() if spent)
+        charged = [user_id for user_id, spent in settlement.spent.items() if spent]
         entry_of = {
             user_id: books[user_id].spend(settlement.spent[user_id], now).id for user_id in charged
         }
