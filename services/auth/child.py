@@ -27,13 +27,15 @@ def main() -> None:
     # Whoever stops every process of a service at once lets the parent drain first.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    _yield_to_others()
-    yielded = False
+    lowered = yielded = False
     # A parent that died while there was work resets the connection.
     with contextlib.suppress(ConnectionError), os.fdopen(_SOCKET, "rb") as requests:
         while (request := _read(requests)) is not None:
-            yielded = yielded or _yield_as_session()
             _write(_answer(request))
+            # Not before the first piece: a service that starts on a busy machine waits for it, and
+            # for all that it imports.
+            lowered = lowered or _yield_to_others()
+            yielded = yielded or _yield_as_session()
 
 
 def _read(requests: BinaryIO) -> bytes | None:
@@ -78,16 +80,17 @@ def _failure(error: Exception, seconds: float) -> bytes:
     return failure
 
 
-def _yield_to_others() -> None:
+def _yield_to_others() -> bool:
     """Lowers the priority: whoever asks for anything else must not wait for this work."""
     if sys.platform != "linux":
-        return
+        return True
     # A sandbox may forbid it; the work has to be done all the same.
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     with contextlib.suppress(OSError):
         # It never preempts whoever wakes, and the kernel takes it for what it is: long work.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    return True
 
 
 def _yield_as_session() -> bool:
