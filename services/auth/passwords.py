@@ -50,7 +50,9 @@ class Passwords(BoundedProcesses):
         A hash of other parameters, an imported one too, costs what these say until its
         owner's next login; by the time of a refusal somebody can tell such an account.
         """
-        return await self._run(hashing.fits, password, hashed, self._dummy)
+        # The same question whether there is a hash or not.
+        fits = await self._run(hashing.fits, password, hashed or self._dummy, self._dummy)
+        return fits and hashed is not None
 
     def outdated(self, hashed: str) -> bool:
         """Tells whether a hash was made in another way than today's."""

@@ -101,7 +101,7 @@ async def test_look_before_insert_would_make_fifty(
     insert = store_users.insert_user
 
     async def look_first(conn: Connection, *, email: str, **rest: Any) -> User:
-        if await store_users.find_login(conn, email):
+        if await store_users.find_by_email(conn, email):
             raise EmailAlreadyTaken
         await asyncio.sleep(0.05)
         return await insert(conn, email=email, **rest)

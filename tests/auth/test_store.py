@@ -65,14 +65,14 @@ async def test_a_new_user_is_free_and_was_never_here(conn: Connection, clock: Fa
     user = await make_user(conn, clock, email="ada@example.com")
     assert await store_users.get_user(conn, user.id) == user
     assert (user.role, user.token_version, user.last_login) == (Role.FREE, 1, None)
-    assert await store_users.find_login(conn, "ada@example.com") == (user, "none")
+    assert await store_users.find_login(conn, "ada@example.com") == (user.id, "none")
 
 
 async def test_nobody_is_none(conn: Connection, clock: FakeClock) -> None:
     """What is not there is None, not an error."""
     assert await store_users.get_user(conn, uuid4()) is None
     assert await store_users.lock_user(conn, uuid4()) is None
-    assert await store_users.find_login(conn, "nobody@example.com") is None
+    assert await store_users.find_login(conn, "nobody@example.com") == (None, None)
     assert await store_sessions.get_session(conn, uuid4()) is None
     assert await store_sessions.lock_session(conn, uuid4()) is None
     assert await rotate(conn, uuid4(), 0, clock.now()) is None
@@ -146,9 +146,7 @@ async def test_a_session_opens_on_the_password_that_was_verified(
     user = await make_user(conn, clock)
     assert await open_session(conn, user, clock.now(), verified="none", new="new") is not None
     assert await open_session(conn, user, clock.now(), verified="none", new="late") is None
-    found = await store_users.find_login(conn, user.email)
-    assert found is not None
-    assert found[1] == "new"
+    assert await store_users.find_login(conn, user.email) == (user.id, "new")
 
 
 async def test_a_new_role_is_a_new_version(conn: Connection, clock: FakeClock) -> None:

@@ -187,11 +187,10 @@ class ProofService:
     async def _by_password(self, caller: Caller, password: str, address: str | None) -> Tokens:
         async with self._room.database.connection() as conn:
             user = await users.get_user(conn, caller.user_id) if caller.user_id else None
-            found = await users.find_login(conn, user.email) if user else None
+            _, hashed = await users.find_login(conn, user.email) if user else (None, None)
         if user is None or user.mfa_enabled_at is not None:
             raise _too_weak()
         await self._passwords.check(user.email, address)
-        hashed = found[1] if found else None
         if not await self._room.passwords.verify(password, hashed) or hashed is None:
             await self._passwords.failed(user.email, address)
             raise LoginFailed

@@ -170,10 +170,9 @@ class SessionService:
         """Returns whose password it is; LoginFailed if it is nobody's."""
         self._attempts.check_here(email, means.address)
         async with self._room.database.connection() as conn:
-            found = await users.find_login(conn, email)
-        user, hashed = found or (None, None)
+            user_id, hashed = await users.find_login(conn, email)
         fits = await self._room.passwords.verify(password, hashed)
-        if not fits or user is None or hashed is None:
+        if not fits or user_id is None or hashed is None:
             await self._attempts.failed(email, means.address)
             raise LoginFailed
         await self._attempts.succeeded(email, means.address)
@@ -182,7 +181,7 @@ class SessionService:
             # Where there is no time for a new hash, the next login makes it.
             with contextlib.suppress(HashingBusy):
                 new_hash = await self._room.passwords.hash(password)
-        return user.id, Verified(hashed, new_hash)
+        return user_id, Verified(hashed, new_hash)
 
     async def _refusal(
         self,

@@ -33,10 +33,14 @@ async def insert_user(
     return to_user(row)
 
 
-async def find_login(conn: Connection, email: str) -> tuple[User, str | None] | None:
-    """Returns the account of an address with its password hash, or None."""
-    row = await conn.fetchrow(f"SELECT {USER}, password_hash FROM users WHERE email = $1", email)
-    return (to_user(row), row["password_hash"]) if row else None
+async def find_login(conn: Connection, email: str) -> tuple[UUID | None, str | None]:
+    """
+    Returns whose address it is and its password hash, None for what there is not.
+
+    No more than that: reading a whole account would take longer than to find that there is none.
+    """
+    row = await conn.fetchrow("SELECT id, password_hash FROM users WHERE email = $1", email)
+    return (row["id"], row["password_hash"]) if row else (None, None)
 
 
 async def find_password(conn: Connection, user_id: UUID) -> tuple[User, str | None] | None:
