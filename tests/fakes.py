@@ -12,6 +12,9 @@ class FakeClock:
     def now(self) -> datetime:
         return self._now
 
+    def move_to(self, time: datetime) -> None:
+        self._now = time
+
     def advance(self, **by: float) -> None:
         """Moves the time by `timedelta(**by)`."""
         self._now += timedelta(**by)

@@ -22,24 +22,28 @@ def make(password: str, passes: int, memory: int) -> str:
     return argon2id.str(password.encode(), opslimit=passes, memlimit=memory).decode()
 
 
-def fits(password: str, hashed: str | None, dummy: str) -> bool:
-    """Tells whether the password fits; where there is no hash, `dummy` is verified in its place."""
-    if hashed is not None and outdated(hashed, dummy):
-        fitting = _fits_other(password, hashed)
-        if fitting is not None:
-            return fitting
-        hashed = None
-    try:
-        argon2id.verify((hashed or dummy).encode(), password.encode())
-    except InvalidkeyError:
+def fits(password: str, hashed: str, dummy: str) -> bool:
+    """Tells whether the password fits; nothing fits what is no hash, at the cost of `dummy`."""
+    if not outdated(hashed, dummy):
+        return _fits_own(password, hashed)
+    fitting = _fits_other(password, hashed)
+    if fitting is None:
+        _fits_own(password, dummy)
         return False
-    return hashed is not None
+    return fitting
 
 
 def outdated(hashed: str, today: str) -> bool:
     """Tells whether a hash was made in another way than the one of today."""
     parameters = today[: today.index(",p=") + len(",p=1$")]
     return not hashed.startswith(parameters) or len(hashed) != len(today)
+
+
+def _fits_own(password: str, hashed: str) -> bool:
+    try:
+        return argon2id.verify(hashed.encode(), password.encode())
+    except InvalidkeyError:
+        return False
 
 
 def _fits_other(password: str, hashed: str) -> bool | None:

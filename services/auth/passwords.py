@@ -51,7 +51,8 @@ class Passwords(BoundedProcesses):
         owner's next login; by the time of a refusal somebody can tell such an account.
         """
         # The same question whether there is a hash or not.
-        fits = await self._run(hashing.fits, password, hashed or self._dummy, self._dummy)
+        asked = self._dummy if hashed is None else hashed
+        fits = await self._run(hashing.fits, password, asked, self._dummy)
         return fits and hashed is not None
 
     def outdated(self, hashed: str) -> bool:

@@ -46,8 +46,9 @@ async def test_a_password_fits_its_own_hash_only(passwords: Passwords) -> None:
 
 @pytest.mark.parametrize("hashed", ["", "none", "$argon2id$", "$2b$12$abcdefghijklmnopqrstuv"])
 async def test_what_is_no_hash_fits_nothing(passwords: Passwords, hashed: str) -> None:
-    """A damaged or foreign hash is a wrong password, not an error."""
+    """A damaged or foreign hash is a wrong password, not an error; the dummy's password too."""
     assert not await passwords.verify("correct horse", hashed)
+    assert not await passwords.verify("no account has this password", hashed)
 
 
 async def test_the_parameters_are_owasps() -> None:

@@ -1,6 +1,6 @@
 """Reservations are forgotten once nobody can ask for them again, and not before."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
@@ -31,10 +31,6 @@ async def released(usage: UseCases, user_id: UUID, clock: FakeClock) -> Reserve:
     return asked
 
 
-def back_to(clock: FakeClock, today: datetime) -> None:
-    clock.advance(seconds=(today - clock.now()).total_seconds())
-
-
 async def test_what_was_given_back_is_forgotten(
     usage_database: Database, owner: Connection, clock: FakeClock
 ) -> None:
@@ -60,7 +56,7 @@ async def test_what_was_given_back_is_forgotten(
         )
         clock.advance(days=2)
         young = await released(usage, user_id, clock)
-        back_to(clock, today)
+        clock.move_to(today)
         await usage.reservations.ask(Release(late.id))
         assert await usage.reservations.forget() == 2
         assert await usage.reservations.forget() == 0
@@ -88,7 +84,7 @@ async def test_what_was_used_is_kept_as_long_as_its_calls(
         user_id = await make_account(owner, clock, credits=1000)
         used = await reserve(usage, user_id, clock)
         await usage.reservations.ask(a_commit(used, 3))
-        back_to(clock, today)
+        clock.move_to(today)
         assert await usage.reservations.forget() == 0
         await usage.ledger.correct_usage(user_id, 1, ACT, event_id=used.id)
         while await usage.proofs.detach_months(2):
@@ -106,7 +102,7 @@ async def test_a_lease_is_kept_for_the_month_it_was_settled_in(
     """A lease taken before midnight and settled after it has calls of the later month."""
     today = clock.now()
     kept_from = months_back(today, 2)
-    back_to(clock, kept_from - timedelta(minutes=10))
+    clock.move_to(kept_from - timedelta(minutes=10))
     async with open_usage(usage_database, clock) as usage:
         user_id = await make_account(owner, clock, credits=1000)
         lease = a_lease(user_id, clock, ttl=timedelta(hours=1))
@@ -114,7 +110,7 @@ async def test_a_lease_is_kept_for_the_month_it_was_settled_in(
         clock.advance(minutes=20)
         settlement = a_settlement(lease, 1, clock, 3, 4)
         await usage.reservations.settle(settlement)
-        back_to(clock, today)
+        clock.move_to(today)
         while await usage.proofs.detach_months(2):
             pass
         assert await usage.reservations.forget() == 0
@@ -141,7 +137,7 @@ async def test_fences_outlive_their_leases(
         await usage.reservations.ask(last)
         clock.advance(hours=1)
         await usage.standings.mature_due()
-        back_to(clock, today)
+        clock.move_to(today)
         assert await usage.reservations.forget() == 2
         assert await kept(owner) == set()
         late = usage.reservations.settle(a_settlement(last, 2, clock, 3))
@@ -162,7 +158,7 @@ async def test_several_processes_share_the_work(
         user_id = await make_account(owner, clock, credits=1000)
         for _ in range(30):
             await released(usage, user_id, clock)
-        back_to(clock, today)
+        clock.move_to(today)
         async with owner.transaction():
             # Somebody else is at ten of them.
             await owner.fetch("SELECT FROM credit_reservations ORDER BY id LIMIT 10 FOR UPDATE")
