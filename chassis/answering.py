@@ -151,6 +151,7 @@ class Answering:
         return call, str(metadata.get("authorization", ""))
 
     async def _let_in(self, call: Call, authorization: str, *, full: bool) -> bool:
+        self.draining.refuse_new()
         if full:
             raise Overloaded(retry_after=0.5)
         return await self._authenticate(call, authorization)

@@ -1,8 +1,9 @@
 """
-The end of streams that would otherwise be open until a drain is over.
+What a server that drains still takes: nothing new.
 
-A stream of requests ends with Stopping, at the next request its handler asks for: what
-came in before can still be answered.
+A new call is refused with Stopping. A stream of requests, which would otherwise be open until
+the drain is over, ends with it at the next request its handler asks for: what came in before
+can still be answered.
 """
 
 import asyncio
@@ -21,8 +22,13 @@ class Draining:
         self._begun = asyncio.Event()
 
     def begin(self) -> None:
-        """From now on every stream of requests is over."""
+        """From now on every new call is refused and every stream of requests is over."""
         self._begun.set()
+
+    def refuse_new(self) -> None:
+        """Stopping once the drain has begun."""
+        if self._begun.is_set():
+            raise Stopping
 
     async def until_then(self, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
         """Yields the items until there are no more; Stopping if the drain begins before that."""

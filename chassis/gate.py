@@ -11,10 +11,11 @@ The gate that every handler of every room stands behind. In this order, for ever
 
 A server stream is admitted in the same way, and its credentials are looked at again before
 each message. A stream of requests passes 1 to 3 before its first message is read, then each
-message passes 2 to 4; it ends with STOPPING when the server drains. Steps 1 to 6 are in
-answering.py. Health and reflection belong to no room and pass through untouched.
+message passes 2 to 4; it ends with STOPPING when the server drains, as does every new call.
+Steps 1 to 6 are in answering.py. Health and reflection belong to no room and pass untouched.
 """
 
+import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -77,6 +78,11 @@ class Gate(grpc.GenericRpcHandler):
         self._unknown: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
         self.drain = answering.draining.begin
         RUNNING.set_function(lambda: self._running)
+
+    async def finished(self) -> None:
+        """Returns when no call is under way; once the gate drains, none begins."""
+        while self._running:  # noqa: ASYNC110 - an event would cost every call
+            await asyncio.sleep(0.01)
 
     def gated(self, service: str, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """Returns the handlers of a service behind the gate; health and reflection as they are."""

@@ -41,6 +41,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+_WRITTEN_SECONDS = 0.1
 _log = structlog.get_logger()
 
 
@@ -136,6 +137,13 @@ class Server:
 
     async def stop(self, grace: float | None) -> None:
         """Ends the server; calls under way get `grace` seconds."""
+        if grace and self._settings.transport == "native":
+            # It closes its connections with answers in them that it has not written yet.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._gate.finished()
+                await asyncio.sleep(_WRITTEN_SECONDS)
+            grace = None
         await self._grpc.stop(grace)
 
     async def _report(self, state: Any) -> None:

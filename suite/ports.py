@@ -1,9 +1,13 @@
 """Which TCP ports are free on this machine."""
 
 import contextlib
+import fcntl
+import functools
+import os
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,27 +88,43 @@ def _listening_inodes(port: int) -> Iterator[str]:
 
 def free_port(remembered: int | None = None) -> int:
     """Returns the remembered port while it is free, else any free one of the loopback."""
-    if remembered and is_free(remembered):
-        _given.add(remembered)
+    if remembered and is_free(remembered) and (remembered in _given or _claim(remembered)):
         return remembered
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
     """
-    Returns so many free ports, none twice, none of those that systems give to outgoing connections.
+    Returns so many free ports, none of those that systems give to outgoing connections.
 
+    None is returned twice, nor to another process of the user's while this one lives.
     SuiteError if there are too few.
     """
     found: list[int] = []
     for _ in range(_TRIES * count):
         port = _LOWEST + secrets.randbelow(_EPHEMERAL - _LOWEST)
-        if port not in _given and is_free(port):
-            _given.add(port)
+        if port not in _given and is_free(port) and _claim(port):
             found.append(port)
         if len(found) == count:
             return found
     raise SuiteError(f"No free ports were found between {_LOWEST} and {_EPHEMERAL}.")
+
+
+def _claim(port: int) -> bool:
+    """Takes the port among all that look for free ones here; False if another process has it."""
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _given.add(port)
+    return True
+
+
+@functools.cache
+def _claims() -> int:
+    """The file of which each byte is a port: the system gives the lock back when we end."""
+    path = Path(tempfile.gettempdir()) / f"finity-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def require_free(port: int, host: str, setting: str) -> None:

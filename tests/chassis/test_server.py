@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from grpc import aio
+from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -171,6 +171,61 @@ async def test_a_drain_lets_running_calls_finish(transport: str) -> None:
             assert (await running).text == "finished"
             await asyncio.wait_for(serving, 20)
         assert not await asyncio.to_thread(health.is_serving, f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("_", range(4))
+async def test_a_drain_loses_no_answer(transport: str, _: int) -> None:
+    """Calls that end together during a drain all get their answers, over whichever connection."""
+    waiting, go = 0, asyncio.Event()
+
+    async def slow(request: Any, context: Any) -> Any:
+        nonlocal waiting
+        waiting += 1
+        await go.wait()
+        return Answer(text="finished")
+
+    async with probe.composed(slow, transport=transport, drain_seconds=20) as room:
+        serving = asyncio.create_task(room.server.serve())
+        await until(lambda: room.server.port > 0)
+        channels = [
+            aio.insecure_channel(room.address, [("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(8)
+        ]
+        calls = [_answer(room, channel, wait_for_ready=True) for channel in channels * 8]
+        answers = asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: waiting == len(calls))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        go.set()
+        lost = [answer for answer in await answers if isinstance(answer, BaseException)]
+        await asyncio.wait_for(serving, 20)
+        await asyncio.gather(*(channel.close() for channel in channels))
+    assert lost == []
+
+
+async def test_a_drain_takes_no_new_call(transport: str) -> None:
+    """While a call gets to finish, another one is told to go elsewhere."""
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Any, context: Any) -> Any:
+        started.set()
+        await go.wait()
+        return Answer(text="finished")
+
+    async with probe.composed(slow, transport=transport, drain_seconds=20) as room:
+        serving = asyncio.create_task(room.server.serve())
+        await until(lambda: room.server.port > 0)
+        async with aio.insecure_channel(room.address) as channel:
+            running = asyncio.ensure_future(_answer(room, channel, wait_for_ready=True))
+            await started.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.1)
+            with pytest.raises(aio.AioRpcError) as refused:
+                await asyncio.wait_for(_answer(room, channel), 10)
+            assert refused.value.code() is StatusCode.UNAVAILABLE
+            go.set()
+            assert (await running).text == "finished"
+            await asyncio.wait_for(serving, 20)
 
 
 async def test_a_drain_does_not_wait_for_ever(transport: str) -> None:

@@ -42,6 +42,21 @@ def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ports.free_port()
 
 
+def test_a_port_is_given_to_one_process() -> None:
+    """Whoever was given one may not listen there yet: nobody else is given it, till they end."""
+    giving = "from suite.ports import free_port; print(free_port(), flush=True); input()"
+    other = subprocess.Popen(  # noqa: S603 - our own
+        [sys.executable, "-c", giving], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        assert ports.is_free(port)
+        assert ports.free_port(port) != port
+        other.communicate("\n")
+    assert ports.free_port(port) == port
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Only Linux tells who listens.")
 def test_who_listens_is_known() -> None:
     with socket.create_server((ports.LOOPBACK, 0)) as server:
