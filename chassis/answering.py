@@ -8,6 +8,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import structlog
@@ -63,7 +64,8 @@ class Answering:
             with self._deadlines.until(call.ends):
                 return await behavior(request, context)
         except Exception as error:
-            raise _explained(call, error) from error
+            _explain(call, error)
+            raise
 
     async def stream(
         self, method: Method, behavior: StreamBehavior, raw: bytes, context: Context, *, full: bool
@@ -77,7 +79,8 @@ class Answering:
             with self._deadlines.until(call.ends):
                 await self._write(call, authorization, messages, context)
         except Exception as error:
-            raise _explained(call, error) from error
+            _explain(call, error)
+            raise
 
     async def collect(
         self,
@@ -96,7 +99,8 @@ class Answering:
                 with self._deadlines.until(call.ends):
                     return await behavior(requests, context)
         except Exception as error:
-            raise _explained(call, error) from error
+            _explain(call, error)
+            raise
 
     async def exchange(
         self,
@@ -116,7 +120,8 @@ class Answering:
                 with self._deadlines.until(call.ends):
                     await self._write(call, authorization, messages, context)
         except Exception as error:
-            raise _explained(call, error) from error
+            _explain(call, error)
+            raise
 
     async def _requests(
         self, call: Call, authorization: str, raws: AsyncIterator[bytes]
@@ -146,7 +151,8 @@ class Answering:
             remaining = default_deadline
         ends = time.monotonic() + remaining * (1 - DEADLINE_ROUNDING) - DEADLINE_MARGIN
         call = Call(method, request_id(metadata), PUBLIC, ends)
-        call.address = lambda: caller_address(context.peer(), metadata)
+        # Not a closure over the context: call and context would be garbage in a cycle.
+        call.address = partial(caller_address, context.peer(), metadata)
         enter(call)
         return call, str(metadata.get("authorization", ""))
 
@@ -171,16 +177,16 @@ class Answering:
         return admit(call.method, call.caller)
 
 
-def _explained(call: Call, error: Exception) -> Exception:
-    """Returns what the caller is told of an error, and logs it."""
+def _explain(call: Call, error: Exception) -> None:
+    """Logs an error; raises Defect if it is not the caller's to hear."""
     if isinstance(error, aio.AbortError):
-        return error
+        return
     # What another service holds against us is no answer to our caller.
     ours = isinstance(error, status.PeerRefusal) and error.code in status.NOT_FOR_CALLERS
     if not isinstance(error, Refusal) or ours:
         error_id = uuid.uuid4().hex[:12]
         _log.error("defect", **call.fields(), error_id=error_id, exc_info=error)
-        return Defect(metadata={"error_id": error_id})
+        raise Defect(metadata={"error_id": error_id}) from error
     broken = [f"{violation.field}: {violation.rule}" for violation in error.violations]
     _log.info(
         "refused",
@@ -189,4 +195,3 @@ def _explained(call: Call, error: Exception) -> Exception:
         reason=error.reason,
         **({"fields": broken} if broken else {}),
     )
-    return error

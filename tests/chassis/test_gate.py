@@ -1,6 +1,8 @@
 """chassis.gate: everything between the wire and a handler, on both transports."""
 
 import asyncio
+import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -307,3 +309,36 @@ def test_the_probe_covers_every_kind_of_caller() -> None:
         for kind in method.GetOptions().Extensions[options_pb2.access].allow
     }
     assert allowed == kinds
+
+
+@pytest.mark.parametrize("kind", ["answered", "refused", "stream"])
+async def test_a_call_leaves_nothing_to_the_garbage_collector(kind: str) -> None:
+    """
+    What refers to itself in a circle is found by a collector that stops everything for it.
+
+    On the native transport, where all of a call's objects are ours or those of a library that
+    makes no circles. Sixteen objects a call were a pause of 30 ms every 3,000 calls.
+    """
+    ask = Ask(user_id=str(uuid4()), text="a")
+
+    async def call(running: Probe) -> None:
+        if kind == "stream":
+            assert [answer.text async for answer in running.watch(ask, metadata=SERVICE)] == [
+                "a"
+            ] * 3
+            return
+        with contextlib.nullcontext() if kind == "answered" else pytest.raises(aio.AioRpcError):
+            await running.call("Serve", ask, metadata=SERVICE if kind == "answered" else ())
+
+    async with probe.serve(transport="native") as running:
+        for _ in range(20):
+            await call(running)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                await call(running)
+            found = gc.collect()
+        finally:
+            gc.enable()
+    assert found < 50
