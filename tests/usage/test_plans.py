@@ -111,3 +111,23 @@ async def test_statements_planned_before_the_first_row_use_the_right_index(
         "usage_quotas",
         "usage_windows",
     }
+
+
+async def test_the_balance_guard_reads_two_entries_an_account(
+    alone: Database, owner: Connection, clock: FakeClock
+) -> None:
+    """Planned before the first entry it does not read them all, which no plan of ours shows."""
+    await owner.execute("VACUUM ANALYZE")
+    async with open_usage(alone, clock) as usage:
+        async with alone.connection() as conn:
+            # As a sweep of an empty house does: the guard runs, and is planned, for no account.
+            await conn.execute("UPDATE credit_accounts SET version = version")
+        users = [await make_account(owner, clock, credits=100) for _ in range(20)]
+        await usage.metering.record([make_event(user_id, clock.now()) for user_id in users])
+        async with alone.connection() as conn:
+            await conn.fetchval("SELECT pg_stat_force_next_flush()")
+    scans, found = await owner.fetchrow(
+        "SELECT idx_scan, idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'credit_entries'"
+    )
+    assert scans >= 2 * len(users)
+    assert found <= scans
