@@ -80,7 +80,7 @@ class Gate(grpc.GenericRpcHandler):
         RUNNING.set_function(lambda: self._running)
 
     async def finished(self) -> None:
-        """Returns when no call is under way; once the gate drains, none begins."""
+        """Returns when no call is under way; once the gate drains, each new one is over at once."""
         while self._running:  # noqa: ASYNC110 - an event would cost every call
             await asyncio.sleep(0.01)
 

@@ -41,6 +41,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+# Hundredths are enough on a busy machine; a caller that reads slowly may need longer than any.
 _WRITTEN_SECONDS = 0.1
 _log = structlog.get_logger()
 
@@ -129,14 +130,14 @@ class Server:
             await stop.wait()
             _log.info("draining", seconds=self._settings.drain_seconds)
             await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-            self._gate.drain()
             for end in self.on_drain:
                 end()
             await self.stop(self._settings.drain_seconds)
         _log.info("stopped")
 
     async def stop(self, grace: float | None) -> None:
-        """Ends the server; calls under way get `grace` seconds."""
+        """Ends the server; calls under way get `grace` seconds, new ones are refused."""
+        self._gate.drain()
         if grace and self._settings.transport == "native":
             # It closes its connections with answers in them that it has not written yet.
             with contextlib.suppress(TimeoutError):

@@ -97,7 +97,8 @@ def free_ports(count: int) -> list[int]:
     """
     Returns so many free ports, none of those that systems give to outgoing connections.
 
-    None is returned twice, nor to another process of the user's while this one lives.
+    None is returned twice, nor, while this process lives, to another of the user's with the same
+    temporary folder.
     SuiteError if there are too few.
     """
     found: list[int] = []
@@ -112,19 +113,26 @@ def free_ports(count: int) -> list[int]:
 
 def _claim(port: int) -> bool:
     """Takes the port among all that look for free ones here; False if another process has it."""
-    try:
-        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-    except OSError:
-        return False
+    claims = _claims()
+    if claims is not None:
+        try:
+            fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:
+            pass  # A file system without locks.
     _given.add(port)
     return True
 
 
 @functools.cache
-def _claims() -> int:
+def _claims() -> int | None:
     """The file of which each byte is a port: the system gives the lock back when we end."""
-    path = Path(tempfile.gettempdir()) / f"finity-ports-{os.getuid()}"
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        path = Path(tempfile.gettempdir()) / f"finity-ports-{os.getuid()}"
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None  # Then two that start side by side may choose the same port, and one says so.
 
 
 def require_free(port: int, host: str, setting: str) -> None:

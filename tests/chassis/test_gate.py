@@ -328,7 +328,7 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(kind: str) -> None
             ] * 3
             return
         with contextlib.nullcontext() if kind == "answered" else pytest.raises(aio.AioRpcError):
-            await running.call("Serve", ask, metadata=SERVICE if kind == "answered" else ())
+            await running.call("Serve", ask, metadata=() if kind == "refused" else SERVICE)
 
     async with probe.serve(transport="native") as running:
         for _ in range(20):

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -26,19 +28,21 @@ def test_free_ports_differ_and_none_is_one_that_outgoing_connections_take() -> N
     assert max(found) < 32_768
 
 
-def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Who was given one may not listen there yet; a remembered port is given too."""
+    claims = (tmp_path / "claims").open("w")
     one, other = next(
         (port, port + 1)
         for port in range(25_000, 32_000)
         if ports.is_free(port) and ports.is_free(port + 1)
     )
     monkeypatch.setattr(ports, "_given", set())
+    monkeypatch.setattr(ports, "_claims", claims.fileno)
     monkeypatch.setattr(ports, "_LOWEST", one)
     monkeypatch.setattr(ports, "_EPHEMERAL", other + 1)
     assert ports.free_port(other) == other
     assert ports.free_port() == one
-    with pytest.raises(SuiteError, match="No free ports"):
+    with claims, pytest.raises(SuiteError, match="No free ports"):
         ports.free_port()
 
 
@@ -55,6 +59,24 @@ def test_a_port_is_given_to_one_process() -> None:
         assert ports.free_port(port) != port
         other.communicate("\n")
     assert ports.free_port(port) == port
+
+
+@pytest.mark.parametrize("obstacle", ["symlink", "folder", "nowhere"])
+def test_without_claims_ports_are_given(
+    obstacle: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody who puts something in the place of the file keeps a suite from starting."""
+    file = tmp_path / f"finity-ports-{os.getuid()}"
+    if obstacle == "symlink":
+        file.symlink_to(tmp_path / "elsewhere")
+    if obstacle == "folder":
+        file.mkdir()
+    folder = tmp_path / "nowhere" if obstacle == "nowhere" else tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(ports, "_claims", ports._claims.__wrapped__)
+    assert ports._claims() is None
+    assert len(set(ports.free_ports(5))) == 5
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Only Linux tells who listens.")
