@@ -1,10 +1,16 @@
 """Pieces of work for child processes, which import this module: the standard library only."""
 
+import ctypes
 import os
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
+
+# The number of sched_getattr; and size, policy, flags, niceness, priority, slice, deadline, period.
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}.get(os.uname().machine)
+SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 
 
 class Gate:
@@ -67,3 +73,11 @@ def priority() -> tuple[int, int, str]:
         os.sched_getscheduler(0),
         group.read_text() if group.exists() else "",
     )
+
+
+def time_slice() -> tuple[int, int, int]:
+    """Returns the policy, the niceness and the nanoseconds of a time slice, as the kernel says."""
+    attributes = ctypes.create_string_buffer(SCHED_ATTR.size)
+    assert ctypes.CDLL(None).syscall(SCHED_GETATTR, 0, attributes, SCHED_ATTR.size, 0) == 0
+    _, policy, _, niceness, _, nanoseconds, _, _ = SCHED_ATTR.unpack(attributes.raw)
+    return policy, niceness, nanoseconds

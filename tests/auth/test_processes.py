@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import uvloop
 
 from services.auth import hashing, scoring
-from services.auth.child import NICENESS
+from services.auth.child import NICENESS, SLICE_NANOSECONDS
 from services.auth.errors import HashingBusy
 from services.auth.processes import BoundedProcesses
 from suite.stale import started_at
@@ -22,6 +23,14 @@ from tests.auth.pieces import Gate
 from tests.factories import at_once
 from tests.running import PASSWORD
 
+KERNEL = re.match(r"(\d+)[.](\d+)", os.uname().release)
+# Older kernels have no slices of a process' own, on other machines the child does not ask.
+SLICED = (
+    sys.platform == "linux"
+    and pieces.SCHED_GETATTR is not None
+    and KERNEL is not None
+    and (int(KERNEL[1]), int(KERNEL[2])) >= (6, 12)
+)
 PARENT = """
 import asyncio, os, pathlib, sys
 from services.auth.processes import BoundedProcesses
@@ -117,6 +126,15 @@ async def test_work_yields_to_everything_else(pool: BoundedProcesses) -> None:
     while group and not group.endswith(f" nice {NICENESS}\n"):
         await asyncio.sleep(0.05)
         group = (await pool._run(pieces.priority))[2]
+
+
+@pytest.mark.skipif(not SLICED, reason="slices may be chosen on Linux 6.12 and later only")
+async def test_work_gives_its_core_back_soon(pool: BoundedProcesses) -> None:
+    """The process has the shortest time slice there is, beside its policy and niceness."""
+    niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    await pool._run(pieces.echo, 1)
+    there = await pool._run(pieces.time_slice)
+    assert there == (os.SCHED_BATCH, niceness, SLICE_NANOSECONDS)
 
 
 async def test_too_many_are_refused(pool: BoundedProcesses, gate: Gate) -> None:
