@@ -3,7 +3,8 @@ Work that takes a core for long, in a bounded number of child processes.
 
 Neither the event loop nor the interpreter's lock waits for it (decision 25), and what
 could not be ready before the call's deadline is refused before it starts. The event
-loop drives the children itself, over a socket each: there is no thread in between.
+loop drives the children itself, over a socket each: there is no thread in between. While
+it is busy one child fewer works, so that what answers has a core without one.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ import structlog
 from chassis.calls import current_call
 from services.auth.child import LENGTH
 from services.auth.errors import HashingBusy
+from services.auth.turns import Busyness, Turns
 
 T = TypeVar("T")
 # -P: modules are found where this process finds them, not in whatever folder it was started in.
@@ -43,12 +45,20 @@ class BoundedProcesses:
     One event loop alone may use an object. Work is a function of a module, which the child imports.
     """
 
-    def __init__(self, *, count: int, queue: int, seconds: float) -> None:
-        """`queue` bounds what waits or runs at once; `seconds` is what a piece takes at first."""
+    def __init__(
+        self, *, count: int, queue: int, seconds: float, busyness: Busyness | None = None
+    ) -> None:
+        """
+        `queue` bounds what waits or runs at once; `seconds` is what a piece takes at first.
+
+        `busyness` is the event loop's, by default as this thread's clock tells it.
+        """
         self._children = [_Child() for _ in range(count)]
         # The one used last is taken first: few that are warm, rather than all of them in turn.
         self._idle = list(self._children)
-        self._free = asyncio.Semaphore(count)
+        self._busyness = busyness or Busyness()
+        self._starting = False
+        self._turns = Turns(self._at_once)
         self._exchanges: set[asyncio.Task[_Answer | None]] = set()
         self._queue = queue
         self._waiting = 0
@@ -60,7 +70,7 @@ class BoundedProcesses:
             child.close()
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        expected = self._seconds * (1 + self._waiting / len(self._children))
+        expected = self._seconds * (1 + self._waiting / self._at_once())
         if self._waiting >= self._queue or expected > _seconds_left():
             raise HashingBusy(retry_after=max(expected, 0.1))
         self._waiting += 1
@@ -71,12 +81,24 @@ class BoundedProcesses:
 
     async def _start(self, work: Callable[..., object], *arguments: object) -> None:
         """Starts every child; returns once each has done a piece of work, and so is warm."""
-        # None is free before all have theirs: nobody gets two.
-        await asyncio.gather(*(self._do(work, *arguments) for _ in self._children))
+        # None is free before all have theirs, however busy a service that starts is: nobody gets
+        # two.
+        self._starting = True
+        try:
+            await asyncio.gather(*(self._do(work, *arguments) for _ in self._children))
+        finally:
+            self._starting = False
+
+    def _at_once(self) -> int:
+        """Returns how many may work at once now; it changes with the loop's busyness."""
+        # Whoever answers waits for a child that works on the same core. As long as there is much
+        # to answer one core is left without.
+        spared = self._busyness.high() and not self._starting
+        return max(1, len(self._children) - spared)
 
     async def _do(self, work: Callable[..., T], *arguments: object) -> T:
         request = pickle.dumps((work, arguments))
-        await self._free.acquire()
+        await self._turns.take()
         child = self._idle.pop()
         # A task of its own, which a caller that gives up leaves behind: the child answers all
         # the same, and whoever comes next must not read that.
@@ -94,7 +116,7 @@ class BoundedProcesses:
     def _release(self, child: "_Child", exchange: "asyncio.Task[_Answer | None]") -> None:
         self._exchanges.discard(exchange)
         self._idle.append(child)
-        self._free.release()
+        self._turns.give_back()
         if exchange.cancelled() or exchange.exception() is not None:
             return
         answer = exchange.result()
