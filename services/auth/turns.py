@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 # Of a core. A storm of logins alone takes 0.2 on two cores, with token checks beside it 0.5 to 0.8.
-BUSY_SHARE = 0.4
+BUSY_SHARE = 0.5
 # A shorter window would take a single burst for a storm.
 WINDOW_SECONDS = 0.1
 
@@ -31,7 +31,7 @@ class Busyness:
 
     def high(self) -> bool:
         """
-        Tells whether it was more than 40 % of a core; only the loop's thread may ask.
+        Tells whether it was more than half of a core; only the loop's thread may ask.
 
         It looks back 0.1 s or, where nobody asked for longer, as far as the last question.
         """

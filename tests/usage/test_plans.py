@@ -85,6 +85,9 @@ async def test_statements_planned_before_the_first_row_use_the_right_index(
         await usage.quotas.set_quota(
             Scope(user_id=user_id), EVERY_TOOL, Window.DAY, max_calls=100, max_credits=None
         )
+        free = make_event(await make_account(owner, clock, credits=1000), clock.now())
+        for _ in range(2):  # Without locks and, as a duplicate, with them.
+            await usage.metering.record([free])
         event = make_event(user_id, clock.now(), credits=2)
         await usage.metering.record([event])
         held = await reserve(usage, user_id, clock)

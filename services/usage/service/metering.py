@@ -18,11 +18,13 @@ from services.usage.domain.thresholds import Crossing
 from services.usage.service.limits import load_limits, write_limits
 from services.usage.service.room import ROOM, Room
 from services.usage.service.thresholds import Thresholds
-from services.usage.store import accounts
+from services.usage.store import accounts, optimistic
 from services.usage.store import metering as store
 
 # While one flush is with the database another is prepared.
 LANES = 2
+# After one that could not do without: what kept it from that is seldom over with the next.
+LOCKED_FLUSHES = 4
 # What a flush waits for an account before it goes on without it.
 FLUSH_LOCK_MS = 250
 # Partitions exist this far ahead; a service that could not look ahead for so long is long dead.
@@ -35,6 +37,7 @@ class MeteringService:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._thresholds = Thresholds(room.thresholds)
+        self._locked_flushes = 0
         self.meter = Lanes(
             [
                 GroupCommit(
@@ -79,15 +82,56 @@ class MeteringService:
             )
 
     async def _flush(self, events: Sequence[Event]) -> Sequence[Result]:
+        if self._locked_flushes:
+            self._locked_flushes -= 1
+        else:
+            results = await self._flush_optimistically(events)
+            if results is not None:
+                return results
+            self._locked_flushes = LOCKED_FLUSHES
         try:
             return await self._flush_locked(events, wait=True)
         except Conflict:
             # Somebody holds one of the accounts for too long: the others need not wait for it.
             return await self._flush_locked(events, wait=False)
 
+    async def _flush_optimistically(self, events: Sequence[Event]) -> Sequence[Result] | None:
+        """Flushes in two statements; None, and nothing is written, where locks are needed."""
+        now = self._room.clock.now()
+        try:
+            async with self._room.database.connection() as conn:
+                books, seen = await optimistic.read_books(conn, _users_of(events), now)
+                if any(book.overdue(now) or book.standing.limited for book in books.values()):
+                    return None
+                settlement = await self._settle_unlocked(conn, events, books)
+                entry_of = _charge(settlement, books, now)
+                spenders = [books[user_id] for user_id in settlement.spent]
+                if self._thresholds.near(spenders, now):
+                    return None
+                accepted = settlement.accepted
+                if accepted and not await optimistic.write_use(
+                    conn, spenders, accepted, seen=seen, entry_of=entry_of, now=now
+                ):
+                    return None
+        except (Conflict, asyncpg.UniqueViolationError):
+            # One of the events was recorded before, or is just being recorded.
+            return None
+        self._room.announce(list(entry_of))
+        return settlement.results
+
+    async def _settle_unlocked(
+        self, conn: Connection, events: Sequence[Event], books: dict[UUID, Book]
+    ) -> metering.Settlement:
+        settlement = metering.settle(events, books, ())
+        if len(settlement.accepted) == len(events):
+            return settlement
+        # What was recorded before is a duplicate, whatever the account can pay now.
+        recorded = await store.find_events(conn, [event.id for event in events])
+        return metering.settle(events, books, recorded)
+
     async def _flush_locked(self, events: Sequence[Event], *, wait: bool) -> Sequence[Result]:
         now = self._room.clock.now()
-        users = {event.user_id for event in events}
+        users = _users_of(events)
         busy: dict[UUID, Balance] = {}
         crossings: Sequence[Crossing] = ()
         try:
@@ -116,11 +160,24 @@ class MeteringService:
         books: dict[UUID, Book],
         now: datetime,
     ) -> Sequence[Crossing]:
-        charged = [user_id for user_id, spent in settlement.spent.items() if spent]
-        entry_of = {
-            user_id: books[user_id].spend(settlement.spent[user_id], now).id for user_id in charged
-        }
+        entry_of = _charge(settlement, books, now)
+        charged = [books[user_id] for user_id in entry_of]
         if charged:
-            await accounts.write_books(conn, [books[user_id] for user_id in charged], now)
+            await accounts.write_books(conn, charged, now)
         await store.write_events(conn, settlement.accepted, entry_of)
-        return await self._thresholds.enqueue(conn, [books[user_id] for user_id in charged], now)
+        return await self._thresholds.enqueue(conn, charged, now)
+
+
+def _users_of(events: Sequence[Event]) -> set[UUID]:
+    return {event.user_id for event in events}
+
+
+def _charge(
+    settlement: metering.Settlement, books: dict[UUID, Book], now: datetime
+) -> dict[UUID, UUID]:
+    """Spends what was accepted; returns, by user, the entry that pays for it."""
+    return {
+        user_id: books[user_id].spend(spent, now).id
+        for user_id, spent in settlement.spent.items()
+        if spent
+    }

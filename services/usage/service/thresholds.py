@@ -39,7 +39,7 @@ class Thresholds:
         returns after the commit.
         """
         month = month_of(now)
-        near = [book for book in books if self._reached(book, month)]
+        near = self.near(books, now)
         await self._look_up(conn, near, month)
         crossings = [
             Crossing(
@@ -57,6 +57,11 @@ class Thresholds:
                 payload = _payload(crossing)
                 await outbox.enqueue(conn, ROOM, USAGE_THRESHOLD, payload, [AUTH], now=now)
         return crossings
+
+    def near(self, books: Iterable[Book], now: datetime) -> list[Book]:
+        """Returns the accounts that may just have reached a share; `enqueue` knows which did."""
+        month = month_of(now)
+        return [book for book in books if self._reached(book, month)]
 
     def remember(self, crossings: Iterable[Crossing]) -> None:
         """Takes in what was committed: nobody asks for these again."""

@@ -19,7 +19,7 @@ from services.usage.store.grants import find_grants, insert_grants, open_grants
 from services.usage.store.reservations import holds_over, next_ends, write_holds
 from services.usage.store.standings import read_standing, write_standings
 
-_BALANCE = "user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
+_BALANCE = "a.user_id, granted, used, reserved, overdraft_limit, version, closed_at, due_at"
 # What holds for the role is read with the row: a join would miss a role that changes meanwhile. A
 # query for each role runs once a statement, one that names the row's would run for every row.
 _OF_ROLE = ", ".join(
@@ -31,7 +31,7 @@ _OF_ROLE = ", ".join(
     + f" END AS {name}"
     for column, name in (("allowance", "allowance"), ("quotas", "role_quotas"))
 )
-_BOOK = (
+BOOK = (
     f"{_BALANCE}, debt, role, role_sequence, time_zone, quotas, allowance_until,"
     f" allowance_granted, {_OF_ROLE}"
 )
@@ -53,7 +53,7 @@ async def open_account(conn: Connection, user_id: UUID, now: datetime) -> None:
 async def get_balances(conn: Connection, user_ids: Sequence[UUID]) -> dict[UUID, Balance]:
     """Returns the accounts there are."""
     rows = await conn.fetch(
-        f"SELECT {_BALANCE} FROM credit_accounts WHERE user_id = ANY($1::uuid[])", user_ids
+        f"SELECT {_BALANCE} FROM credit_accounts a WHERE user_id = ANY($1::uuid[])", user_ids
     )
     return {row["user_id"]: _balance(row) for row in rows}
 
@@ -176,12 +176,12 @@ async def _books(
     conn: Connection, user_ids: Sequence[UUID], now: datetime, lock: str
 ) -> dict[UUID, Book]:
     rows = await conn.fetch(
-        f"SELECT {_BOOK} FROM credit_accounts WHERE user_id = ANY($1::text::uuid[])"
+        f"SELECT {BOOK} FROM credit_accounts a WHERE user_id = ANY($1::text::uuid[])"
         f" ORDER BY user_id {lock}",
         column(user_ids),
     )
     new_id = partial(next, uuid7s(now))
-    books = {row["user_id"]: _book(row, new_id) for row in rows}
+    books = {row["user_id"]: book_of(row, new_id) for row in rows}
     await _fill(conn, books)
     due = [book for book in books.values() if book.overdue(now)]
     if held := [book.user_id for book in due if book.reserved]:
@@ -205,12 +205,18 @@ async def _fill_holds(
 async def _fill(conn: Connection, books: Mapping[UUID, Book]) -> None:
     for grant in await open_grants(conn, list(books)):
         books[grant.user_id].grants.append(grant)
-    for book in books.values():
+    in_burn_order(books.values())
+
+
+def in_burn_order(books: Iterable[Book]) -> None:
+    """Puts the grants of books that were just read into their order."""
+    for book in books:
         if len(book.grants) > 1:
             book.grants.sort(key=lambda grant: grant.burn_order)
 
 
-def _book(row: Record, new_id: Callable[[], UUID]) -> Book:
+def book_of(row: Record, new_id: Callable[[], UUID]) -> Book:
+    """Returns the account of a row that has the columns of BOOK; without its grants."""
     return Book(
         row["user_id"],
         row["granted"],

@@ -1,19 +1,19 @@
 """Grants of credits."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
-
-from asyncpg import Record
 
 from chassis.columns import column
 from chassis.postgres import Connection
 from services.usage.domain.grants import Category, Grant, Terms
 
-_GRANT = (
+GRANT = (
     "g.id, g.user_id, g.source, g.source_ref, g.amount, g.priority, g.category, g.remaining,"
     " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at,"
     " g.granted_by"
 )
+GRANT_COLUMNS = 14
 
 _CATEGORIES = {category.value: category for category in Category}
 
@@ -74,23 +74,23 @@ async def insert_grants(conn: Connection, grants: Sequence[Grant]) -> None:
 
 async def find_grant(conn: Connection, user_id: UUID, source: str, source_ref: str) -> Grant | None:
     row = await conn.fetchrow(
-        f"SELECT {_GRANT} FROM credit_grants g"
+        f"SELECT {GRANT} FROM credit_grants g"
         " WHERE user_id = $1 AND source = $2 AND source_ref = $3",
         user_id,
         source,
         source_ref,
     )
-    return _grant(row) if row else None
+    return grant_of(row) if row else None
 
 
 async def list_grants(conn: Connection, user_id: UUID, ids: Sequence[UUID]) -> list[Grant]:
     """Returns a user's grants among these ids, whatever is left of them."""
     rows = await conn.fetch(
-        f"SELECT {_GRANT} FROM credit_grants g WHERE id = ANY($2::uuid[]) AND user_id = $1",
+        f"SELECT {GRANT} FROM credit_grants g WHERE id = ANY($2::uuid[]) AND user_id = $1",
         user_id,
         ids,
     )
-    return [_grant(row) for row in rows]
+    return [grant_of(row) for row in rows]
 
 
 async def sign_void(conn: Connection, grant_id: UUID, actor: str, note: str) -> None:
@@ -107,24 +107,25 @@ async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]
     """Returns the users' grants that have something left, those still to begin among them."""
     rows = await conn.fetch(
         "SELECT g.* FROM unnest($1::text::uuid[]) AS u (id) CROSS JOIN LATERAL ("
-        f"  SELECT {_GRANT} FROM credit_grants g WHERE g.user_id = u.id"
+        f"  SELECT {GRANT} FROM credit_grants g WHERE g.user_id = u.id"
         "  AND g.depleted_at IS NULL AND g.voided_at IS NULL ORDER BY g.priority) AS g",
         column(user_ids),
     )
-    return [_grant(row) for row in rows]
+    return [grant_of(row) for row in rows]
 
 
 async def find_grants(conn: Connection, ids: Sequence[UUID]) -> list[Grant]:
     """Returns grants by their ids, whatever is left of them."""
     rows = await conn.fetch(
-        f"SELECT {_GRANT} FROM unnest($1::uuid[]) AS i (id) JOIN credit_grants g"
+        f"SELECT {GRANT} FROM unnest($1::uuid[]) AS i (id) JOIN credit_grants g"
         " ON g.id = ANY (ARRAY[i.id])",
         ids,
     )
-    return [_grant(row) for row in rows]
+    return [grant_of(row) for row in rows]
 
 
-def _grant(row: Record) -> Grant:
+def grant_of(row: Sequence[Any]) -> Grant:
+    """Returns the grant that the columns of GRANT are."""
     # Unpacked and not by name: a flush reads hundreds.
     grant_id, user_id, source, source_ref, amount, priority, category, *rest = row
     remaining, created_at, effective_at, expires_at, activated_at, voided_at, granted_by = rest

@@ -56,34 +56,47 @@ async def write_paid_events(
     conn: Connection, events: Sequence[Event], entry_ids: Sequence[UUID | None]
 ) -> None:
     """Writes events, each with the entry that pays for it, and their hourly sums."""
+    await conn.execute(_WRITE_EVENTS, *event_columns(events, entry_ids))
+
+
+def event_columns(events: Sequence[Event], entry_ids: Iterable[UUID | None]) -> list[str]:
+    """Returns the parameters of `record_events`."""
     sums = _sums(events)
-    await conn.execute(
-        _WRITE_EVENTS,
+    return [
         *columns(events, "id", "user_id", "credits"),
         texts(event.tool_name for event in events),
         microseconds(event.time for event in events),
         column(entry_ids),
         *columns(sums, "user_id", "hour", "calls", "credits"),
         texts(each.tool_name for each in sums),
-    )
+    ]
 
 
-_WRITE_EVENTS = """
-WITH recorded AS (
+def record_events(condition: str = "") -> str:
+    """
+    Returns the part of a statement that writes events and their hourly sums, from $1 to $11.
+
+    `condition` is a relation and a comma: where it has no row nothing is written, else it has one.
+    """
+    return f"""recorded AS (
     INSERT INTO tool_usage (id, user_id, credits_used, tool_name, "timestamp", entry_id)
-    SELECT id, user_id, credits, tool_name, to_timestamp(at / 1e6::float8), entry_id FROM unnest(
+    SELECT id, user_id, credits, tool_name, to_timestamp(at / 1e6::float8), entry_id
+    FROM {condition} unnest(
         $1::text::uuid[], $2::text::uuid[], $3::text::bigint[], $4::text::text[],
         $5::text::bigint[], $6::text::uuid[]
     ) AS s (id, user_id, credits, tool_name, at, entry_id)
-)
-INSERT INTO usage_rollups AS r (user_id, hour, calls, credits, tool_name)
-SELECT user_id, to_timestamp(hour * 3600), calls, credits, tool_name FROM unnest(
-    $7::text::uuid[], $8::text::bigint[], $9::text::bigint[], $10::text::bigint[],
-    $11::text::text[]
-) AS s (user_id, hour, calls, credits, tool_name)
-ON CONFLICT (user_id, hour, tool_name)
-DO UPDATE SET calls = r.calls + excluded.calls, credits = r.credits + excluded.credits
-"""
+), rolled AS (
+    INSERT INTO usage_rollups AS r (user_id, hour, calls, credits, tool_name)
+    SELECT user_id, to_timestamp(hour * 3600), calls, credits, tool_name FROM {condition} unnest(
+        $7::text::uuid[], $8::text::bigint[], $9::text::bigint[], $10::text::bigint[],
+        $11::text::text[]
+    ) AS s (user_id, hour, calls, credits, tool_name)
+    ON CONFLICT (user_id, hour, tool_name)
+    DO UPDATE SET calls = r.calls + excluded.calls, credits = r.credits + excluded.credits
+)"""
+
+
+_WRITE_EVENTS = f"WITH {record_events()} SELECT"
 
 
 async def list_usage(
