@@ -4,7 +4,7 @@ Work that takes a core for long, in a bounded number of child processes.
 Neither the event loop nor the interpreter's lock waits for it (decision 25), and what
 could not be ready before the call's deadline is refused before it starts. The event
 loop drives the children itself, over a socket each: there is no thread in between. While
-it is busy one child fewer works, so that what answers has a core without one.
+it is busy they rest most of the time, for whoever answers waits for what works on its core.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from chassis.calls import current_call
+from services.auth.busyness import Busyness
 from services.auth.child import LENGTH
 from services.auth.errors import HashingBusy
-from services.auth.turns import Busyness, Turns
 
 T = TypeVar("T")
 # -P: modules are found where this process finds them, not in whatever folder it was started in.
@@ -33,6 +33,8 @@ _SMOOTHING = 0.1
 # The costliest work takes about a second of a core; a child that takes so long is hung or stopped.
 _HUNG_SECONDS = 60.0
 _DYING_SECONDS = 0.1
+# While the event loop is busy a child rests, after each piece, so many times as long as that took.
+RESTS = 3
 # Whether the work succeeded, its value or its exception, and the seconds it took.
 _Answer = tuple[bool, Any, float]
 _log = structlog.get_logger()
@@ -56,9 +58,8 @@ class BoundedProcesses:
         self._children = [_Child() for _ in range(count)]
         # The one used last is taken first: few that are warm, rather than all of them in turn.
         self._idle = list(self._children)
+        self._free = asyncio.Semaphore(count)
         self._busyness = busyness or Busyness()
-        self._starting = False
-        self._turns = Turns(self._at_once)
         self._exchanges: set[asyncio.Task[_Answer | None]] = set()
         self._queue = queue
         self._waiting = 0
@@ -70,7 +71,8 @@ class BoundedProcesses:
             child.close()
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        expected = self._seconds * (1 + self._waiting / self._at_once())
+        each = self._seconds * (1 + RESTS * self._busyness.high())
+        expected = self._seconds + each * self._waiting / len(self._children)
         if self._waiting >= self._queue or expected > _seconds_left():
             raise HashingBusy(retry_after=max(expected, 0.1))
         self._waiting += 1
@@ -81,24 +83,12 @@ class BoundedProcesses:
 
     async def _start(self, work: Callable[..., object], *arguments: object) -> None:
         """Starts every child; returns once each has done a piece of work, and so is warm."""
-        # None is free before all have theirs, however busy a service that starts is: nobody gets
-        # two.
-        self._starting = True
-        try:
-            await asyncio.gather(*(self._do(work, *arguments) for _ in self._children))
-        finally:
-            self._starting = False
-
-    def _at_once(self) -> int:
-        """Returns how many may work at once now; it changes with the loop's busyness."""
-        # Whoever answers waits for a child that works on the same core. As long as there is much
-        # to answer one core is left without.
-        spared = self._busyness.high() and not self._starting
-        return max(1, len(self._children) - spared)
+        # None is free before all have theirs: nobody gets two.
+        await asyncio.gather(*(self._do(work, *arguments) for _ in self._children))
 
     async def _do(self, work: Callable[..., T], *arguments: object) -> T:
         request = pickle.dumps((work, arguments))
-        await self._turns.take()
+        await self._free.acquire()
         child = self._idle.pop()
         # A task of its own, which a caller that gives up leaves behind: the child answers all
         # the same, and whoever comes next must not read that.
@@ -116,12 +106,16 @@ class BoundedProcesses:
     def _release(self, child: "_Child", exchange: "asyncio.Task[_Answer | None]") -> None:
         self._exchanges.discard(exchange)
         self._idle.append(child)
-        self._turns.give_back()
-        if exchange.cancelled() or exchange.exception() is not None:
+        failed = exchange.cancelled() or exchange.exception() is not None
+        answer = None if failed else exchange.result()
+        if answer is None:
+            self._free.release()
             return
-        answer = exchange.result()
-        if answer is not None:
-            self._seconds += _SMOOTHING * (answer[2] - self._seconds)
+        self._seconds += _SMOOTHING * (answer[2] - self._seconds)
+        if self._busyness.high():
+            exchange.get_loop().call_later(RESTS * answer[2], self._free.release)
+        else:
+            self._free.release()
 
 
 class _Child:

@@ -81,10 +81,3 @@ def time_slice() -> tuple[int, int, int]:
     assert ctypes.CDLL(None).syscall(SCHED_GETATTR, 0, attributes, SCHED_ATTR.size, 0) == 0
     _, policy, _, niceness, _, nanoseconds, _, _ = SCHED_ATTR.unpack(attributes.raw)
     return policy, niceness, nanoseconds
-
-
-def span(path: Path) -> None:
-    """Notes its begin and its end, with some work between."""
-    note(path, "begin")
-    time.sleep(0.005)
-    note(path, "end")
