@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable
 
-# Of a core. A storm of logins alone takes 0.2 on two cores, with token checks beside it 0.5 to 0.8.
-BUSY_SHARE = 0.5
 # A shorter window would take a single burst for a storm.
 WINDOW_SECONDS = 0.1
 
@@ -14,23 +12,29 @@ class Busyness:
 
     def __init__(
         self,
+        share: float,
         used: Callable[[], float] = time.thread_time,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`used` is the seconds of a core that the calling thread has used by the time `now`."""
+        """
+        `share` of a core is the most that a loop uses which is not busy.
+
+        `used` is the seconds of a core that the calling thread has used by the time `now`.
+        """
+        self._share = share
         self._used, self._now = used, now
         self._used_before, self._before = used(), now()
         self._high = False
 
     def high(self) -> bool:
         """
-        Tells whether it was more than half of a core; only the loop's thread may ask.
+        Tells whether it was more than its share; only the loop's thread may ask.
 
         It looks back 0.1 s or, where nobody asked for longer, as far as the last question.
         """
         used, now = self._used(), self._now()
         passed = now - self._before
         if passed >= WINDOW_SECONDS:
-            self._high = used - self._used_before > BUSY_SHARE * passed
+            self._high = used - self._used_before > self._share * passed
             self._used_before, self._before = used, now
         return self._high

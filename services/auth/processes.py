@@ -35,6 +35,11 @@ _HUNG_SECONDS = 60.0
 _DYING_SECONDS = 0.1
 # While the event loop is busy a child rests, after each piece, so many times as long as that took.
 RESTS = 3
+# One piece that took long, or was itself kept waiting, must not cost a child for long.
+LONGEST_REST_SECONDS = 0.3
+# Of a core: what a loop that is not busy uses at most. Logins alone use 0.11 of one for each child
+# that hashes for them; with token checks beside two of those the loop uses 0.5 to 0.8.
+BUSY_SHARE, BUSY_SHARE_OF_A_CHILD = 0.25, 0.125
 # Whether the work succeeded, its value or its exception, and the seconds it took.
 _Answer = tuple[bool, Any, float]
 _log = structlog.get_logger()
@@ -59,7 +64,8 @@ class BoundedProcesses:
         # The one used last is taken first: few that are warm, rather than all of them in turn.
         self._idle = list(self._children)
         self._free = asyncio.Semaphore(count)
-        self._busyness = busyness or Busyness()
+        self._busyness = busyness or Busyness(BUSY_SHARE + BUSY_SHARE_OF_A_CHILD * count)
+        self._resting = 0
         self._exchanges: set[asyncio.Task[_Answer | None]] = set()
         self._queue = queue
         self._waiting = 0
@@ -72,7 +78,8 @@ class BoundedProcesses:
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
         each = self._seconds * (1 + RESTS * self._busyness.high())
-        expected = self._seconds + each * self._waiting / len(self._children)
+        ahead = self._waiting + self._resting
+        expected = self._seconds + each * ahead / len(self._children)
         if self._waiting >= self._queue or expected > _seconds_left():
             raise HashingBusy(retry_after=max(expected, 0.1))
         self._waiting += 1
@@ -89,6 +96,10 @@ class BoundedProcesses:
     async def _do(self, work: Callable[..., T], *arguments: object) -> T:
         request = pickle.dumps((work, arguments))
         await self._free.acquire()
+        if self._seconds > _seconds_left():
+            # The queue was slower than it looked when the call came in.
+            self._free.release()
+            raise HashingBusy(retry_after=max(self._seconds, 0.1))
         child = self._idle.pop()
         # A task of its own, which a caller that gives up leaves behind: the child answers all
         # the same, and whoever comes next must not read that.
@@ -105,17 +116,23 @@ class BoundedProcesses:
 
     def _release(self, child: "_Child", exchange: "asyncio.Task[_Answer | None]") -> None:
         self._exchanges.discard(exchange)
-        self._idle.append(child)
         failed = exchange.cancelled() or exchange.exception() is not None
         answer = None if failed else exchange.result()
-        if answer is None:
-            self._free.release()
-            return
-        self._seconds += _SMOOTHING * (answer[2] - self._seconds)
-        if self._busyness.high():
-            exchange.get_loop().call_later(RESTS * answer[2], self._free.release)
+        rest = 0.0
+        if answer is not None:
+            self._seconds += _SMOOTHING * (answer[2] - self._seconds)
+            if self._busyness.high():
+                rest = min(RESTS * answer[2], LONGEST_REST_SECONDS)
+        self._resting += 1
+        if rest:
+            exchange.get_loop().call_later(rest, self._put_back, child)
         else:
-            self._free.release()
+            self._put_back(child)
+
+    def _put_back(self, child: "_Child") -> None:
+        self._resting -= 1
+        self._idle.append(child)
+        self._free.release()
 
 
 class _Child:

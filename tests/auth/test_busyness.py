@@ -30,7 +30,7 @@ class Clocks:
 
     def __init__(self) -> None:
         self.used = self.passed = 100.0
-        self.busyness = Busyness(lambda: self.used, lambda: self.passed)
+        self.busyness = Busyness(0.5, lambda: self.used, lambda: self.passed)
 
     def go_on(self, *, share: float, seconds: float = 1.0) -> None:
         self.used += share * seconds
@@ -50,7 +50,13 @@ async def pool(clocks: Clocks) -> AsyncIterator[BoundedProcesses]:
     pool.close()
 
 
-def test_busy_is_more_than_half_of_a_core(clocks: Clocks) -> None:
+async def within(pool: BoundedProcesses, seconds: float) -> str:
+    """Asks as a call that ends in so many seconds; in a task of its own, for a call is a task's."""
+    enter(Call(LOGIN, "test", PUBLIC, time.monotonic() + seconds))
+    return await reason_of(pool._run(pieces.echo, 1))
+
+
+def test_busy_is_more_than_its_share(clocks: Clocks) -> None:
     """Up to that share of what passed since the last look the loop is not busy."""
     assert not clocks.busyness.high()
     for share, high in ((0.49, False), (0.51, True), (0.8, True), (0.2, False), (0.0, False)):
@@ -82,7 +88,7 @@ def test_a_quiet_hour_is_not_busy(clocks: Clocks) -> None:
 
 async def test_the_clocks_are_those_of_the_loop_s_thread() -> None:
     """By default this thread's work makes it busy; rest and what other threads do does not."""
-    busyness = Busyness()
+    busyness = Busyness(0.5)
     while not busyness.high():
         pass
     while busyness.high():  # noqa: ASYNC110 - there is no event of rest
@@ -95,7 +101,8 @@ async def test_a_busy_loop_lets_them_rest(
     pool: BoundedProcesses, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its piece a process gets no other one until its rest is over."""
-    monkeypatch.setattr(processes, "RESTS", 1e6)
+    monkeypatch.setattr(processes, "LONGEST_REST_SECONDS", 1e6)
+    monkeypatch.setattr(processes, "RESTS", 1e9)
     clocks.go_on(share=0.9)
     for number in range(2):
         assert await pool._run(pieces.echo, number) == number
@@ -114,17 +121,60 @@ async def test_nobody_rests_while_the_loop_has_time(
     pool: BoundedProcesses, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to half of a core no process rests."""
-    monkeypatch.setattr(processes, "RESTS", 1e6)
+    monkeypatch.setattr(processes, "LONGEST_REST_SECONDS", 1e6)
+    monkeypatch.setattr(processes, "RESTS", 1e9)
     clocks.go_on(share=0.4)
     asked = (pool._run(pieces.echo, number) for number in range(40))
     assert await asyncio.gather(*asked) == [*range(40)]
+
+
+async def test_a_rest_is_never_long(
+    pool: BoundedProcesses, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a piece took, its process is there again before others give up."""
+    monkeypatch.setattr(processes, "RESTS", 1e9)
+    clocks.go_on(share=0.9)
+    asked = (pool._run(pieces.echo, number) for number in range(6))
+    assert await asyncio.gather(*asked) == [*range(6)]
+
+
+async def test_who_rests_is_in_the_way_too(
+    pool: BoundedProcesses, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both processes at rest nothing is begun that can only just be ready without."""
+    monkeypatch.setattr(processes, "LONGEST_REST_SECONDS", 1e6)
+    monkeypatch.setattr(processes, "RESTS", 1e9)
+    clocks.go_on(share=0.9)
+    for number in range(2):
+        await pool._run(pieces.echo, number)
+    pool._seconds = 500.0
+    assert await asyncio.create_task(within(pool, 600.0)) == "HASHING_BUSY"
+
+
+async def test_who_is_late_when_their_turn_comes_is_not_begun(
+    clocks: Clocks, tmp_path: Path
+) -> None:
+    """The queue was slower than it looked: what cannot be ready any more costs nobody anything."""
+    pool = BoundedProcesses(count=1, queue=10, seconds=0.0, busyness=clocks.busyness)
+    gate = Gate(tmp_path)
+    held = asyncio.create_task(pool._run(gate.wait))
+    late = asyncio.create_task(within(pool, 100.0))
+    while not gate.begun():  # noqa: ASYNC110 - another process sets no event
+        await asyncio.sleep(0.005)
+    pool._seconds = 1000.0
+    gate.open()
+    await held
+    assert await late == "HASHING_BUSY"
+    assert await pool._run(pieces.echo, 1) == 1
+    pool.close()
 
 
 async def test_what_failed_is_not_rested_from(
     pool: BoundedProcesses, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that died is replaced at once: whoever comes next needs no less than before."""
-    monkeypatch.setattr(processes, "RESTS", 1e6)
+    monkeypatch.setattr(processes, "LONGEST_REST_SECONDS", 1e6)
+    monkeypatch.setattr(processes, "RESTS", 1e9)
     clocks.go_on(share=0.9)
     for _ in range(4):
         assert await reason_of(pool._run(pieces.die)) == "HASHING_BUSY"
@@ -135,7 +185,8 @@ async def test_a_busy_start_starts_all_of_them(
     clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that starts is busy; its processes are there and warm all the same."""
-    monkeypatch.setattr(processes, "RESTS", 1e6)
+    monkeypatch.setattr(processes, "LONGEST_REST_SECONDS", 1e6)
+    monkeypatch.setattr(processes, "RESTS", 1e9)
     pool = BoundedProcesses(count=3, queue=1, seconds=0.0, busyness=clocks.busyness)
     clocks.go_on(share=1.0)
     await pool._start(os.getpid)
@@ -154,12 +205,7 @@ async def test_a_busy_loop_refuses_what_it_makes_late(
         await asyncio.sleep(0.005)
     clocks.go_on(share=share)
     pool._seconds = 500.0
-
-    async def within(seconds: float) -> str:
-        enter(Call(LOGIN, "test", PUBLIC, time.monotonic() + seconds))
-        return await reason_of(pool._run(pieces.echo, 1))
-
-    # In a task of its own: the current call is the task's. It takes 750 seconds, or 1,500.
-    assert await asyncio.create_task(within(1000.0)) == reason
+    # It takes 750 seconds, or 1,500.
+    assert await asyncio.create_task(within(pool, 1000.0)) == reason
     gate.open()
     await held

@@ -7,16 +7,18 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from asyncpg.connection import LoggedQuery
 
-from chassis.postgres import Connection
+from chassis.postgres import Connection, Database
 from services.usage.domain.calendar import Window
-from services.usage.domain.metering import Outcome
+from services.usage.domain.metering import Event, Outcome
 from services.usage.domain.quotas import EVERY_TOOL, Scope
 from services.usage.domain.standing import Role
 from services.usage.service.ledger import Act
+from services.usage.service.metering import LOCKED_FLUSHES
 from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts, optimistic
-from tests.factories import ledger_faults, make_account, make_event, make_terms
+from tests.factories import ledger_faults, make_account, make_event, make_terms, open_usage
 from tests.fakes import FakeClock
 from tests.usage.holding import a_commit, a_hold, reserve
 
@@ -189,6 +191,47 @@ async def test_a_duplicate_is_one_whatever_the_account_can_pay(
     outcomes = [result.outcome for result in await usage.metering.record([first, more])]
     assert outcomes == [Outcome.DUPLICATE, Outcome.ACCOUNT_CLOSED]
     assert await written(owner) == (1, 1)
+
+
+async def locked(usage: UseCases, event: Event) -> bool:
+    """Records a call; tells whether its flush was a transaction."""
+    statements: list[str] = []
+
+    def note(query: LoggedQuery) -> None:
+        statements.append(query.query)
+
+    async with usage.room.database.connection() as conn:
+        conn.add_query_logger(note)
+    await usage.metering.record([event])
+    async with usage.room.database.connection() as conn:
+        conn.remove_query_logger(note)
+    assert any("tool_usage" in statement for statement in statements)
+    return any(statement.startswith("BEGIN") for statement in statements)
+
+
+async def test_after_a_flush_with_locks_some_more_take_them(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """What kept a flush from doing without is seldom over at once; then all is as before."""
+    limited, plain = [await make_account(owner, clock, credits=20) for _ in range(2)]
+    assert not await locked(usage, make_event(plain, clock.now()))
+    await _limit(usage, limited, clock)
+    assert await locked(usage, make_event(limited, clock.now()))
+    with_locks = [await locked(usage, make_event(plain, clock.now())) for _ in range(6)]
+    assert with_locks == [True] * LOCKED_FLUSHES + [False] * (6 - LOCKED_FLUSHES)
+
+
+@pytest.mark.parametrize("credits", [0, 1])
+async def test_an_account_near_a_threshold_is_looked_up_when_it_pays(
+    usage_database: Database, owner: Connection, clock: FakeClock, credits: int
+) -> None:
+    """Calls that cost nothing reach no threshold, and need no locks to know it."""
+    user_id = await make_account(owner, clock, credits=10)
+    async with open_usage(usage_database, clock) as usage:
+        await usage.metering.record([make_event(user_id, clock.now(), credits=7)])
+    async with open_usage(usage_database, clock, thresholds=(80, 100)) as usage:
+        event = make_event(user_id, clock.now(), credits=credits)
+        assert await locked(usage, event) is bool(credits)
 
 
 async def test_an_account_with_a_quota_takes_locks(

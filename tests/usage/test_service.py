@@ -313,6 +313,7 @@ async def test_without_the_guards_they_would_overspend(
     await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
     monkeypatch.setattr(accounts, "LOCK", "")
     unguarded = optimistic.WRITE_USE.replace(" AND a.xmin = s.seen", "").replace("SKIP LOCKED", "")
+    assert "xmin" not in unguarded
     monkeypatch.setattr(optimistic, "WRITE_USE", unguarded)
     for _ in range(20):  # It takes two flushes that meet.
         outcomes, _ = await spend_at_once(usage_database, owner, clock)

@@ -1,5 +1,5 @@
 """
-A locked account as the one place where credits move.
+An account as the one place where credits move.
 
 Whatever changes an account goes through here and leaves a posting. At any time
 available = what is left of the active grants - debt, and debt is only there while no
@@ -20,7 +20,11 @@ from services.usage.domain.standing import Standing
 
 @dataclass(slots=True)
 class Book:
-    """An account that nobody else may write, its grants, and what was posted since."""
+    """
+    An account, its grants, and what was posted since.
+
+    Nobody else may write it, be it that it is locked or that a change in between is found out.
+    """
 
     user_id: UUID
     granted: int

@@ -83,7 +83,7 @@ def settle(
     """
     Decides every event of a flush, in order; nothing is spent yet.
 
-    `books` are locked, `busy` are accounts somebody else holds, as they were a
+    `books` may be written, `busy` are accounts somebody else holds, as they were a
     moment ago: good for telling a balance, not for spending it. `recorded` are the
     events of these ids that exist already, `limits` those of accounts with quotas. An
     event is accepted when its credits fit into what is left after those accepted before

@@ -103,12 +103,17 @@ class MeteringService:
                 books, seen = await optimistic.read_books(conn, _users_of(events), now)
                 if any(book.overdue(now) or book.standing.limited for book in books.values()):
                     return None
-                settlement = await self._settle_unlocked(conn, events, books)
-                entry_of = _charge(settlement, books, now)
-                spenders = [books[user_id] for user_id in settlement.spent]
-                if self._thresholds.near(spenders, now):
-                    return None
+                settlement = metering.settle(events, books, ())
                 accepted = settlement.accepted
+                # What was recorded before is a duplicate, whatever the account can pay now.
+                if len(accepted) < len(events) and await store.find_events(
+                    conn, [event.id for event in events]
+                ):
+                    return None
+                entry_of = _charge(settlement, books, now)
+                if self._thresholds.near([books[user_id] for user_id in entry_of], now):
+                    return None
+                spenders = [books[user_id] for user_id in settlement.spent]
                 if accepted and not await optimistic.write_use(
                     conn, spenders, accepted, seen=seen, entry_of=entry_of, now=now
                 ):
@@ -118,16 +123,6 @@ class MeteringService:
             return None
         self._room.announce(list(entry_of))
         return settlement.results
-
-    async def _settle_unlocked(
-        self, conn: Connection, events: Sequence[Event], books: dict[UUID, Book]
-    ) -> metering.Settlement:
-        settlement = metering.settle(events, books, ())
-        if len(settlement.accepted) == len(events):
-            return settlement
-        # What was recorded before is a duplicate, whatever the account can pay now.
-        recorded = await store.find_events(conn, [event.id for event in events])
-        return metering.settle(events, books, recorded)
 
     async def _flush_locked(self, events: Sequence[Event], *, wait: bool) -> Sequence[Result]:
         now = self._room.clock.now()

@@ -1,4 +1,4 @@
-"""Credit accounts and their ledger: the one way to lock them and the one way to write them."""
+"""Credit accounts and their ledger: the one way to lock them and to write what was locked."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime

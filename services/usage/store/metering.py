@@ -77,6 +77,7 @@ def record_events(condition: str = "") -> str:
     Returns the part of a statement that writes events and their hourly sums, from $1 to $11.
 
     `condition` is a relation and a comma: where it has no row nothing is written, else it has one.
+    In the order of their ids, for two flushes that are sent the same ones must not deadlock.
     """
     return f"""recorded AS (
     INSERT INTO tool_usage (id, user_id, credits_used, tool_name, "timestamp", entry_id)
@@ -85,6 +86,7 @@ def record_events(condition: str = "") -> str:
         $1::text::uuid[], $2::text::uuid[], $3::text::bigint[], $4::text::text[],
         $5::text::bigint[], $6::text::uuid[]
     ) AS s (id, user_id, credits, tool_name, at, entry_id)
+    ORDER BY id
 ), rolled AS (
     INSERT INTO usage_rollups AS r (user_id, hour, calls, credits, tool_name)
     SELECT user_id, to_timestamp(hour * 3600), calls, credits, tool_name FROM {condition} unnest(

@@ -2,8 +2,9 @@
 A flush without locks: accounts as they are, then what was used of them, if they still are so.
 
 Optimistic concurrency control (decision 27): the write rests on each account's xmin, which is the
-transaction that wrote its row last. Whatever changes an account, its grants or its holds writes
-that row too, so the same xmin says that nothing did.
+transaction that wrote its row last. Whatever changes an account or its grants writes that row too,
+so the same xmin says that nothing did. What holds for a role is not in it: as with locks, a flush
+goes by what it read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,8 @@ async def write_use(
 
     False where an account has changed since it was read or somebody holds its lock. `books` are
     all the accounts of the events, those that paid nothing too; `entry_of` is, by user, the ledger
-    entry that pays.
+    entry that pays. UniqueViolationError for an event that is there; one that is just being written
+    is waited for, as long as the connection waits for a lock.
     """
     grants = [grant for book in books for grant in book.changed.values()]
     postings = [(book.user_id, posting) for book in books for posting in book.postings]
@@ -83,7 +85,7 @@ async def write_use(
     return bool(written)
 
 
-# Nobody is waited for, so no order of the locks is needed.
+# No account is waited for, so no order of the locks is needed.
 WRITE_USE = f"""
 WITH held AS (
     SELECT a.user_id FROM unnest($13::text::uuid[], $17::text::xid[]) AS s (user_id, seen)
