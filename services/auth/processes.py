@@ -77,7 +77,7 @@ class BoundedProcesses:
             child.close()
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        each = self._seconds * (1 + RESTS * self._busyness.high())
+        each = self._seconds + self._rest_after(self._seconds)
         ahead = self._waiting + self._resting
         expected = self._seconds + each * ahead / len(self._children)
         if self._waiting >= self._queue or expected > _seconds_left():
@@ -121,13 +121,16 @@ class BoundedProcesses:
         rest = 0.0
         if answer is not None:
             self._seconds += _SMOOTHING * (answer[2] - self._seconds)
-            if self._busyness.high():
-                rest = min(RESTS * answer[2], LONGEST_REST_SECONDS)
+            rest = self._rest_after(answer[2])
         self._resting += 1
         if rest:
             exchange.get_loop().call_later(rest, self._put_back, child)
         else:
             self._put_back(child)
+
+    def _rest_after(self, seconds: float) -> float:
+        """Returns how long a child rests now after a piece that took so long."""
+        return min(RESTS * seconds, LONGEST_REST_SECONDS) if self._busyness.high() else 0.0
 
     def _put_back(self, child: "_Child") -> None:
         self._resting -= 1

@@ -13,7 +13,7 @@ GRANT = (
     " g.created_at, g.effective_at, g.expires_at, g.activated_at, g.voided_at,"
     " g.granted_by"
 )
-GRANT_COLUMNS = 14
+GRANT_COLUMNS = GRANT.count(",") + 1
 
 _CATEGORIES = {category.value: category for category in Category}
 
@@ -103,12 +103,19 @@ async def sign_void(conn: Connection, grant_id: UUID, actor: str, note: str) -> 
     )
 
 
+def open_grants_of(user_id: str) -> str:
+    """Returns the query for what `open_grants` finds of one user, named by a column beside it."""
+    return (
+        f"SELECT {GRANT} FROM credit_grants g WHERE g.user_id = {user_id}"
+        " AND g.depleted_at IS NULL AND g.voided_at IS NULL ORDER BY g.priority"
+    )
+
+
 async def open_grants(conn: Connection, user_ids: Sequence[UUID]) -> list[Grant]:
     """Returns the users' grants that have something left, those still to begin among them."""
     rows = await conn.fetch(
         "SELECT g.* FROM unnest($1::text::uuid[]) AS u (id) CROSS JOIN LATERAL ("
-        f"  SELECT {GRANT} FROM credit_grants g WHERE g.user_id = u.id"
-        "  AND g.depleted_at IS NULL AND g.voided_at IS NULL ORDER BY g.priority) AS g",
+        f"{open_grants_of('u.id')}) AS g",
         column(user_ids),
     )
     return [grant_of(row) for row in rows]

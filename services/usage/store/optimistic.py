@@ -18,7 +18,7 @@ from chassis.postgres import Connection
 from services.usage.domain.book import Book
 from services.usage.domain.metering import Event
 from services.usage.store.accounts import BOOK, book_of, in_burn_order
-from services.usage.store.grants import GRANT, GRANT_COLUMNS, grant_of
+from services.usage.store.grants import GRANT, GRANT_COLUMNS, grant_of, open_grants_of
 from services.usage.store.metering import event_columns, record_events
 
 
@@ -42,10 +42,8 @@ async def read_books(
 # A row for each grant, or one for an account that has none open. Of the two columns named user_id
 # the last one is found by its name: the account's.
 _READ = f"""
-SELECT {GRANT}, {BOOK}, a.xmin FROM credit_accounts a LEFT JOIN LATERAL (
-    SELECT {GRANT} FROM credit_grants g WHERE g.user_id = a.user_id
-    AND g.depleted_at IS NULL AND g.voided_at IS NULL ORDER BY g.priority
-) g ON true
+SELECT {GRANT}, {BOOK}, a.xmin FROM credit_accounts a
+LEFT JOIN LATERAL ({open_grants_of("a.user_id")}) g ON true
 WHERE a.user_id = ANY ($1::text::uuid[])
 """
 
