@@ -427,7 +427,10 @@ async def test_without_the_lock_more_would_come_back(
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
     await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
     monkeypatch.setattr(accounts, "LOCK", "")
-    await correct_at_once(usage_database, owner, clock)
+    for _ in range(20):  # It takes two corrections that meet.
+        await correct_at_once(usage_database, owner, clock)
+        if await ledger_faults(owner):
+            break
     assert await ledger_faults(owner) != []
 
 
