@@ -8,12 +8,12 @@ it is busy they rest most of the time, for whoever answers waits for what works 
 """
 
 import asyncio
-import contextlib
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -200,11 +200,13 @@ class _Child:
         if process is None:
             return None
         process.kill()
-        # It is dead in a moment, and would be a zombie until somebody asks for its exit code. What
-        # the kernel does not let die yet, subprocess asks for when the next process is started.
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        # It is dead in a moment, and would be a zombie until somebody asks for its exit code.
+        try:
             return process.wait(_DYING_SECONDS)
-        return None
+        except subprocess.TimeoutExpired:
+            # It comes last for a core in its death too: the event loop must not wait for that.
+            threading.Thread(target=process.wait, name="reaper", daemon=True).start()
+            return None
 
 
 def _started(theirs: socket.socket) -> "subprocess.Popen[bytes]":

@@ -1,6 +1,7 @@
 """Work in child processes: bounded, in order, given up, killed and closed."""
 
 import asyncio
+import gc
 import os
 import random
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from services.auth import hashing, scoring
+from services.auth import hashing, processes, scoring
 from services.auth.child import NICENESS, SLICE_NANOSECONDS
 from services.auth.errors import HashingBusy
 from services.auth.processes import BoundedProcesses
@@ -320,3 +321,14 @@ async def test_children_end_with_a_killed_parent(tmp_path: Path, gate: Gate) -> 
     await until(lambda: sum(started_at(pid) is not None for pid in children) <= 1)
     gate.open()
     await until(lambda: all(started_at(pid) is None for pid in children))
+
+
+async def test_one_that_dies_slowly_is_no_zombie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it on the event loop, and its exit code is asked for all the same."""
+    monkeypatch.setattr(processes, "_DYING_SECONDS", 0.0)
+    pool = BoundedProcesses(count=2, queue=10, seconds=0.0)
+    pids = await at_once(2, lambda _: pool._run(os.getpid))
+    pool.close()
+    gc.collect()
+    while any(map(started_at, pids)):  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0.01)
