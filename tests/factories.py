@@ -289,6 +289,14 @@ async def at_once(count: int, call: Callable[[int], Awaitable[Any]]) -> list[Any
     return await asyncio.gather(*(one(index) for index in range(count)))
 
 
+async def sooner_or_later(shows: Callable[[], Awaitable[bool]], rounds: int = 50) -> bool:
+    """Tells whether what hangs on chance, as two that meet, shows in one of the rounds."""
+    for _ in range(rounds):
+        if await shows():
+            return True
+    return False
+
+
 async def ledger_faults(conn: Connection) -> Sequence[str]:
     """Names every invariant of the credit ledger that some account breaks."""
     return [name for name, query in _INVARIANTS.items() if await conn.fetchval(query)]
