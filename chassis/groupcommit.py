@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from prometheus_client import Gauge, Histogram
@@ -67,12 +68,17 @@ class GroupCommit(Generic[Item, Result]):
         self._flushed = FLUSHED.labels(name)
         WAITING.labels(name).set_function(lambda: self._waiting)
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        # To ask for the running one costs a system call (until Python 3.12).
+        return asyncio.get_running_loop()
+
     async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
         """Returns the items' results once they are durable; Overloaded when too many wait."""
         size = len(items) if self._size is None else sum(map(self._size, items))
         if self._waiting + size > self._max_waiting:
             raise Overloaded(retry_after=RETRY_AFTER)
-        answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Sequence[Result]] = self._loop.create_future()
         self._tickets.append(_Ticket(items, size, answer))
         self._waiting += size
         self._wake.set()
@@ -157,9 +163,11 @@ class Lanes(Generic[Item, Result]):
 
         Overloaded when too many wait in any lane; the items of others may be written then.
         """
+        if len(items) == 1:
+            return await self._lanes[self._lane_of(items[0])].submit(items)
         parts: dict[int, list[int]] = {}
         for index, item in enumerate(items):
-            parts.setdefault(hash(self._key(item)) % len(self._lanes), []).append(index)
+            parts.setdefault(self._lane_of(item), []).append(index)
         if len(parts) == 1:
             (lane,) = parts
             return await self._lanes[lane].submit(items)
@@ -172,6 +180,9 @@ class Lanes(Generic[Item, Result]):
             for index, result in zip(part, results, strict=True)
         }
         return [found[index] for index in range(len(items))]
+
+    def _lane_of(self, item: Item) -> int:
+        return hash(self._key(item)) % len(self._lanes)
 
     async def run(self) -> None:
         """Flushes until cancelled."""

@@ -93,23 +93,24 @@ def settle(
     known = {event.id: event for event in recorded}
     left = {user_id: book.spendable for user_id, book in books.items() if book.closed_at is None}
     for event in events:
-        outcome = _decide(event, known.get(event.id), left.get(event.user_id))
-        if outcome is Outcome.ACCOUNT_NOT_OPEN and event.user_id in books:
-            outcome = Outcome.ACCOUNT_CLOSED
-        elif outcome is Outcome.ACCOUNT_NOT_OPEN and event.user_id in busy:
-            outcome = Outcome.ACCOUNT_BUSY
+        user_id, earlier = event.user_id, known.get(event.id)
+        remaining = left.get(user_id)
         why: Short | Exceeded | None = None
-        if outcome is Outcome.ACCEPTED:
-            outcome, why = admit(event, books[event.user_id], left[event.user_id], limits)
-        if outcome is Outcome.ACCEPTED:
-            known[event.id] = event
-            left[event.user_id] -= event.credits
-            settlement.accepted.append(event)
-            settlement.spent[event.user_id] += event.credits
-        if event.user_id in left:
-            available = left[event.user_id] - books[event.user_id].overdraft_limit
+        if earlier is not None:
+            outcome = Outcome.DUPLICATE if earlier == event else Outcome.EVENT_ID_REUSED
+        elif remaining is None:
+            outcome = _not_open(user_id, books, busy)
         else:
-            available = busy[event.user_id].available if event.user_id in busy else 0
+            outcome, why = admit(event, books[user_id], remaining, limits)
+            if outcome is Outcome.ACCEPTED:
+                known[event.id] = event
+                left[user_id] = remaining = remaining - event.credits
+                settlement.accepted.append(event)
+                settlement.spent[user_id] += event.credits
+        if remaining is not None:
+            available = remaining - books[user_id].overdraft_limit
+        else:
+            available = busy[user_id].available if user_id in busy else 0
         settlement.results.append(Result(outcome, available, why))
     return settlement
 
@@ -135,9 +136,7 @@ def admit(
     return Outcome.ACCEPTED, None
 
 
-def _decide(event: Event, known: Event | None, left: int | None) -> Outcome:
-    if known is not None:
-        return Outcome.DUPLICATE if known == event else Outcome.EVENT_ID_REUSED
-    if left is None:
-        return Outcome.ACCOUNT_NOT_OPEN
-    return Outcome.ACCEPTED
+def _not_open(user_id: UUID, books: Mapping[UUID, Book], busy: Mapping[UUID, Balance]) -> Outcome:
+    if user_id in books:
+        return Outcome.ACCOUNT_CLOSED
+    return Outcome.ACCOUNT_BUSY if user_id in busy else Outcome.ACCOUNT_NOT_OPEN

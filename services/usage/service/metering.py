@@ -1,8 +1,9 @@
 """Metered tool calls: every hot write of the room, in flushes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -16,10 +17,12 @@ from services.usage.domain.book import Book
 from services.usage.domain.metering import Event, Result
 from services.usage.domain.thresholds import Crossing
 from services.usage.service.limits import load_limits, write_limits
+from services.usage.service.remembered import Remembered
 from services.usage.service.room import ROOM, Room
 from services.usage.service.thresholds import Thresholds
 from services.usage.store import accounts, optimistic
 from services.usage.store import metering as store
+from services.usage.store.optimistic import Seen
 
 # While one flush is with the database another is prepared.
 LANES = 2
@@ -31,6 +34,14 @@ FLUSH_LOCK_MS = 250
 PARTITIONS_AHEAD = timedelta(days=92)
 
 
+class _Done(NamedTuple):
+    """What a flush without locks did."""
+
+    results: Sequence[Result]
+    seen: Collection[Seen]
+    charged: Sequence[UUID]
+
+
 class MeteringService:
     """Recording and listing tool calls."""
 
@@ -38,6 +49,7 @@ class MeteringService:
         self._room = room
         self._thresholds = Thresholds(room.thresholds)
         self._locked_flushes = 0
+        self._remembered = Remembered()
         self.meter = Lanes(
             [
                 GroupCommit(
@@ -82,10 +94,12 @@ class MeteringService:
             )
 
     async def _flush(self, events: Sequence[Event]) -> Sequence[Result]:
+        now = self._room.clock.now()
+        known = self._remembered.take(_users_of(events), now)
         if self._locked_flushes:
             self._locked_flushes -= 1
         else:
-            results = await self._flush_optimistically(events)
+            results = await self._flush_optimistically(events, known, now)
             if results is not None:
                 return results
             self._locked_flushes = LOCKED_FLUSHES
@@ -95,34 +109,57 @@ class MeteringService:
             # Somebody holds one of the accounts for too long: the others need not wait for it.
             return await self._flush_locked(events, wait=False)
 
-    async def _flush_optimistically(self, events: Sequence[Event]) -> Sequence[Result] | None:
-        """Flushes in two statements; None, and nothing is written, where locks are needed."""
-        now = self._room.clock.now()
+    async def _flush_optimistically(
+        self, events: Sequence[Event], known: Mapping[UUID, Seen], now: datetime
+    ) -> Sequence[Result] | None:
+        """Flushes without locks; None, and nothing is written, where they are needed."""
         try:
             async with self._room.database.connection() as conn:
-                books, seen = await optimistic.read_books(conn, _users_of(events), now)
-                if any(book.overdue(now) or book.standing.limited for book in books.values()):
-                    return None
-                settlement = metering.settle(events, books, ())
-                accepted = settlement.accepted
-                # What was recorded before is a duplicate, whatever the account can pay now.
-                if len(accepted) < len(events) and await store.find_events(
-                    conn, [event.id for event in events]
-                ):
-                    return None
-                entry_of = _charge(settlement, books, now)
-                if self._thresholds.near([books[user_id] for user_id in entry_of], now):
-                    return None
-                spenders = [books[user_id] for user_id in settlement.spent]
-                if accepted and not await optimistic.write_use(
-                    conn, spenders, accepted, seen=seen, entry_of=entry_of, now=now
-                ):
-                    return None
+                done = await self._attempt(conn, events, known, now) if known else None
+                if done is None:
+                    done = await self._attempt(conn, events, {}, now)
         except (Conflict, asyncpg.UniqueViolationError):
             # One of the events was recorded before, or is just being recorded.
             return None
-        self._room.announce(list(entry_of))
-        return settlement.results
+        if done is None:
+            return None
+        self._remembered.keep(done.seen)
+        self._room.announce(done.charged)
+        return done.results
+
+    async def _attempt(
+        self,
+        conn: Connection,
+        events: Sequence[Event],
+        known: Mapping[UUID, Seen],
+        now: datetime,
+    ) -> _Done | None:
+        """Flushes by accounts as they are known and, where they are not, read; None if in vain."""
+        seen = dict(known)
+        if unknown := _users_of(events) - seen.keys():
+            seen |= await optimistic.read_books(conn, unknown, now)
+        books = {user_id: each.book for user_id, each in seen.items()}
+        if any(book.overdue(now) or book.standing.limited for book in books.values()):
+            return None
+        settlement = metering.settle(events, books, ())
+        accepted = settlement.accepted
+        # Nobody is refused by what is only remembered; and what was recorded before is a duplicate,
+        # whatever the account can pay now.
+        if len(accepted) < len(events) and (
+            known or await store.find_events(conn, [event.id for event in events])
+        ):
+            return None
+        entry_of = _charge(settlement, books, now)
+        if self._thresholds.near([books[user_id] for user_id in entry_of], now):
+            return None
+        spenders = [seen[user_id] for user_id in settlement.spent]
+        if accepted and not await optimistic.write_use(
+            conn, spenders, accepted, entry_of=entry_of, now=now
+        ):
+            if known:
+                self._remembered.mistaken()
+            return None
+        return _Done(settlement.results, seen.values(), list(entry_of))
 
     async def _flush_locked(self, events: Sequence[Event], *, wait: bool) -> Sequence[Result]:
         now = self._room.clock.now()

@@ -60,39 +60,41 @@ async def write_paid_events(
 
 
 def event_columns(events: Sequence[Event], entry_ids: Iterable[UUID | None]) -> list[str]:
-    """Returns the parameters of `record_events`."""
-    sums = _sums(events)
+    """
+    Returns the parameters of `record_events`.
+
+    In the order of their ids, for two flushes that are sent the same ones must not deadlock.
+    """
+    paid = sorted(zip(events, entry_ids, strict=True), key=_id_of)
+    ordered = [event for event, _ in paid]
     return [
-        *columns(events, "id", "user_id", "credits"),
-        texts(event.tool_name for event in events),
-        microseconds(event.time for event in events),
-        column(entry_ids),
-        *columns(sums, "user_id", "hour", "calls", "credits"),
-        texts(each.tool_name for each in sums),
+        *columns(ordered, "id", "user_id", "credits"),
+        texts(event.tool_name for event in ordered),
+        microseconds(event.time for event in ordered),
+        column(entry_id for _, entry_id in paid),
     ]
 
 
 def record_events(condition: str = "") -> str:
     """
-    Returns the part of a statement that writes events and their hourly sums, from $1 to $11.
+    Returns the part of a statement that writes events and their hourly sums, from $1 to $6.
 
     `condition` is a relation and a comma: where it has no row nothing is written, else it has one.
-    In the order of their ids, for two flushes that are sent the same ones must not deadlock.
+    An array is read from its first element to its last, and so events are written.
     """
-    return f"""recorded AS (
-    INSERT INTO tool_usage (id, user_id, credits_used, tool_name, "timestamp", entry_id)
-    SELECT id, user_id, credits, tool_name, to_timestamp(at / 1e6::float8), entry_id
+    return f"""called AS (
+    SELECT id, user_id, credits, tool_name, to_timestamp(at / 1e6::float8) AS time, entry_id
     FROM {condition} unnest(
         $1::text::uuid[], $2::text::uuid[], $3::text::bigint[], $4::text::text[],
         $5::text::bigint[], $6::text::uuid[]
     ) AS s (id, user_id, credits, tool_name, at, entry_id)
-    ORDER BY id
+), recorded AS (
+    INSERT INTO tool_usage (id, user_id, credits_used, tool_name, "timestamp", entry_id)
+    SELECT id, user_id, credits, tool_name, time, entry_id FROM called
 ), rolled AS (
-    INSERT INTO usage_rollups AS r (user_id, hour, calls, credits, tool_name)
-    SELECT user_id, to_timestamp(hour * 3600), calls, credits, tool_name FROM {condition} unnest(
-        $7::text::uuid[], $8::text::bigint[], $9::text::bigint[], $10::text::bigint[],
-        $11::text::text[]
-    ) AS s (user_id, hour, calls, credits, tool_name)
+    INSERT INTO usage_rollups AS r (user_id, hour, tool_name, calls, credits)
+    SELECT user_id, date_bin('1 hour', time, 'epoch') AS hour, tool_name, count(*), sum(credits)
+    FROM called GROUP BY user_id, hour, tool_name
     ON CONFLICT (user_id, hour, tool_name)
     DO UPDATE SET calls = r.calls + excluded.calls, credits = r.credits + excluded.credits
 )"""
@@ -149,6 +151,10 @@ def _sums(events: Iterable[Event]) -> list[_Sum]:
         calls, spent = sums.get(key, (0, 0))
         sums[key] = (calls + 1, spent + event.credits)
     return [_Sum(*key, *counted) for key, counted in sums.items()]
+
+
+def _id_of(paid: tuple[Event, UUID | None]) -> UUID:
+    return paid[0].id
 
 
 def _event(row: Record) -> Event:
