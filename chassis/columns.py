@@ -28,7 +28,7 @@ def texts(values: Iterable[str | None]) -> str:
 
 
 def arrays(lists: Iterable[Iterable[object]]) -> str:
-    """Returns an array of texts, each itself an array of ids or numbers, of any length."""
+    """Returns an array of texts, each itself an array of ids or numbers, of any length, no None."""
     # Neither is ever spelt with what would have to be escaped.
     return "{" + ",".join(['"{' + ",".join(map(str, each)) + '}"' for each in lists]) + "}"
 

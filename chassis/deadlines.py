@@ -3,7 +3,6 @@
 import asyncio
 import time
 from contextvars import Context
-from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -21,11 +20,6 @@ class Deadlines:
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
 
-    @cached_property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop; to ask for the running one costs a system call (until Python 3.12)."""
-        return asyncio.get_running_loop()
-
     def until(self, ends: float) -> "Deadline":
         """
         Returns what a call's work is to be done `with`: DeadlinePassed after `ends`.
@@ -41,7 +35,9 @@ class Deadlines:
         if step is None:
             delay = max(number * STEP - time.monotonic(), 0.0)
             # In a context of its own: it would keep that of the call that happened to be first.
-            timer = self.loop.call_later(delay, self._pass, number, context=Context())
+            timer = asyncio.get_running_loop().call_later(
+                delay, self._pass, number, context=Context()
+            )
             step = self._steps[number] = _Step(timer)
         step.running.add(deadline)
 
@@ -81,7 +77,7 @@ class Deadline:
         self._passed = False
 
     def __enter__(self) -> None:
-        task: asyncio.Task[Any] | None = asyncio.current_task(self._deadlines.loop)
+        task: asyncio.Task[Any] | None = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline ends a task, and there is none")
         self._task = task

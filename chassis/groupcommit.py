@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Generic, TypeVar
 
 from prometheus_client import Gauge, Histogram
@@ -68,17 +67,12 @@ class GroupCommit(Generic[Item, Result]):
         self._flushed = FLUSHED.labels(name)
         WAITING.labels(name).set_function(lambda: self._waiting)
 
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        # To ask for the running one costs a system call (until Python 3.12).
-        return asyncio.get_running_loop()
-
     async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
         """Returns the items' results once they are durable; Overloaded when too many wait."""
         size = len(items) if self._size is None else sum(map(self._size, items))
         if self._waiting + size > self._max_waiting:
             raise Overloaded(retry_after=RETRY_AFTER)
-        answer: asyncio.Future[Sequence[Result]] = self._loop.create_future()
+        answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
         self._tickets.append(_Ticket(items, size, answer))
         self._waiting += size
         self._wake.set()

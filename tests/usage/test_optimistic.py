@@ -9,6 +9,8 @@ from uuid import UUID
 import pytest
 from asyncpg.connection import LoggedQuery
 
+from chassis.columns import column
+from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.usage.domain.calendar import Window
 from services.usage.domain.metering import Event, Outcome
@@ -18,6 +20,7 @@ from services.usage.service.ledger import Act
 from services.usage.service.metering import LOCKED_FLUSHES
 from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts, optimistic
+from services.usage.store.metering import event_columns
 from tests.factories import ledger_faults, make_account, make_event, make_terms, open_usage
 from tests.fakes import FakeClock
 from tests.usage.holding import a_commit, a_hold, reserve
@@ -138,6 +141,30 @@ async def test_an_account_that_nobody_changed_is_written(
     assert await write()
     assert await written(owner) == (3, 3 if credits else 0)
     assert await ledger_faults(owner) == []
+
+
+async def test_hours_are_those_of_utc(owner: Connection, clock: FakeClock) -> None:
+    """Whatever zone a session has, be it one whose hours begin at the half."""
+    user_id = await make_account(owner, clock, credits=10)
+    async with owner.transaction():
+        await owner.execute("SET LOCAL timezone = 'Asia/Kolkata'")
+        write = await decided(owner, [user_id], clock, credits=3)
+        assert await write()
+    hour = clock.now().replace(minute=0, second=0, microsecond=0)
+    row = await owner.fetchrow("SELECT hour, calls, credits FROM usage_rollups")
+    assert tuple(row) == (hour, 1, 3)
+
+
+def test_events_are_written_in_the_order_of_their_ids(clock: FakeClock) -> None:
+    """Two flushes that are sent the same ones, in whatever order, meet at the first."""
+    user_id = uuid7(clock.now())
+    events = [make_event(user_id, clock.now()) for _ in range(50)]
+    entries = [uuid7(clock.now()) for _ in events]
+    ids, *_, paid = event_columns(events, entries)
+    pairs = sorted(zip(events, entries, strict=True), key=lambda pair: pair[0].id)
+    assert ids == column(event.id for event, _ in pairs)
+    assert paid == column(entry for _, entry in pairs)
+    assert ids != column(event.id for event in events)
 
 
 @pytest.mark.parametrize("credits", [0, 3])

@@ -49,7 +49,8 @@ async def scans_of(conn: Connection, some_id: UUID) -> list[Scan]:
     """Returns the scans in the plans of all statements that the connection has prepared."""
     prepared = await conn.fetch(
         "SELECT name, parameter_types::text[] AS types FROM pg_prepared_statements"
-        r" WHERE statement ~ '^\s*(SELECT|INSERT|UPDATE|DELETE|WITH)' AND statement !~ 'pg_'"
+        r" WHERE statement ~ '^\s*(SELECT|INSERT|UPDATE|DELETE|WITH)'"
+        " AND statement !~ 'pg_(catalog|prepared|type|stat)'"
     )
     found: list[Scan] = []
     for name, types in prepared:
@@ -103,7 +104,10 @@ async def test_statements_planned_before_the_first_row_use_the_right_index(
         leading = dict(await owner.fetch(_LEADING))
         async with alone.connection() as conn:
             scans = await scans_of(conn, uuid7(clock.now()))
-    assert [scan for scan in scans if scan.kind == "Seq Scan"] == []
+    kinds = {scan.kind for scan in scans}
+    # By its place an account is found by one statement alone, the one of every flush.
+    assert "Tid Scan" in kinds
+    assert "Seq Scan" not in kinds
     for scan in scans:
         assert not scan.index or re.search(rf"\b{leading[scan.index]}\b", scan.condition), scan
     assert {re.sub(r"_\d{4}_\d\d$", "", scan.table) for scan in scans} >= {

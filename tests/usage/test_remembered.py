@@ -172,12 +172,59 @@ async def test_after_a_mistake_the_next_flushes_read(
     usage: UseCases, another: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
     """Who shares its accounts with another process seldom tries in vain."""
-    user_id = await make_account(owner, clock, credits=100)
-    await record(usage, user_id, clock)
-    await record(another, user_id, clock)
-    again = [await reads(usage, user_id, clock) for _ in range(READING_FLUSHES + 3)]
-    assert again == [True] * (READING_FLUSHES + 1) + [False] * 2
+    shared, own = [await make_account(owner, clock, credits=100) for _ in range(2)]
+    for user_id in (shared, own):
+        await record(usage, user_id, clock)
+    await record(another, shared, clock)
+    await record(usage, shared, clock)
+    again = [await reads(usage, own, clock) for _ in range(READING_FLUSHES + 2)]
+    assert again == [True] * READING_FLUSHES + [False] * 2
     assert await ledger_faults(owner) == []
+
+
+async def test_an_account_of_two_processes_is_read_for_a_minute(
+    usage: UseCases, another: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """One that somebody else was found to write costs the others nothing a second time."""
+    shared, own = [await make_account(owner, clock, credits=100) for _ in range(2)]
+    await record(usage, shared, clock)
+    await record(another, shared, clock)
+    for _ in range(READING_FLUSHES + 1):
+        await record(usage, shared, clock)
+    await record(another, shared, clock)
+    assert await reads(usage, own, clock)
+    assert await reads(usage, shared, clock)
+    assert not await reads(usage, own, clock)
+    clock.advance(seconds=remembered.REMEMBERED_FOR.total_seconds())
+    assert [await reads(usage, shared, clock) for _ in range(2)] == [True, False]
+
+
+async def test_an_account_in_use_is_read_once_for_good(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """Each write makes it as new: what is forgotten after a minute is what nobody used."""
+    user_id = await make_account(owner, clock, credits=10)
+    again = []
+    for _ in range(4):
+        again.append(await reads(usage, user_id, clock))
+        clock.advance(seconds=0.7 * remembered.REMEMBERED_FOR.total_seconds())
+    assert again == [True, False, False, False]
+
+
+async def test_accounts_seen_before_and_after_a_role_changed_are_not_mixed(
+    usage: UseCases, another: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """One that is read tells of the roles as they are; that says nothing of one remembered."""
+    # So many that the flush of the old one begins with one of them, whatever its lane.
+    old, *new = [await make_account(owner, clock, credits=10) for _ in range(17)]
+    for user_id in new:
+        await usage.standings.set_role(user_id, Role.PRO, 1)
+    await record(usage, old, clock)
+    scope = Scope(role=Role.FREE)
+    await another.quotas.set_quota(scope, EVERY_TOOL, Window.DAY, max_calls=0, max_credits=None)
+    events = [make_event(user_id, clock.now()) for user_id in (*new, old)]
+    outcomes = [result.outcome for result in await usage.metering.record(events)]
+    assert outcomes == [Outcome.ACCEPTED] * len(new) + [Outcome.QUOTA_WINDOW]
 
 
 async def test_entries_have_the_time_of_their_flush(

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
@@ -32,6 +33,9 @@ LOCKED_FLUSHES = 4
 FLUSH_LOCK_MS = 250
 # Partitions exist this far ahead; a service that could not look ahead for so long is long dead.
 PARTITIONS_AHEAD = timedelta(days=92)
+
+
+_NOTHING: Mapping[UUID, Seen] = MappingProxyType({})
 
 
 class _Done(NamedTuple):
@@ -117,7 +121,7 @@ class MeteringService:
             async with self._room.database.connection() as conn:
                 done = await self._attempt(conn, events, known, now) if known else None
                 if done is None:
-                    done = await self._attempt(conn, events, {}, now)
+                    done = await self._attempt(conn, events, {}, now, doubted=known)
         except (Conflict, asyncpg.UniqueViolationError):
             # One of the events was recorded before, or is just being recorded.
             return None
@@ -133,11 +137,14 @@ class MeteringService:
         events: Sequence[Event],
         known: Mapping[UUID, Seen],
         now: datetime,
+        doubted: Mapping[UUID, Seen] = _NOTHING,
     ) -> _Done | None:
         """Flushes by accounts as they are known and, where they are not, read; None if in vain."""
         seen = dict(known)
         if unknown := _users_of(events) - seen.keys():
-            seen |= await optimistic.read_books(conn, unknown, now)
+            read = await optimistic.read_books(conn, unknown, now)
+            self._remembered.compare(doubted, read)
+            seen |= read
         books = {user_id: each.book for user_id, each in seen.items()}
         if any(book.overdue(now) or book.standing.limited for book in books.values()):
             return None

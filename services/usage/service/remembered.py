@@ -5,7 +5,7 @@ Nothing rests on this being right: what a flush writes is written only if its ac
 what it knows of them (store/optimistic.py), and what it refuses is decided from what it reads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -17,7 +17,8 @@ from services.usage.store.optimistic import Seen
 MOST_REMEMBERED = 10_000
 # An account with more open grants than this is not kept.
 MOST_GRANTS = 16
-# Far less than PostgreSQL takes to use the number of a transaction again.
+# Far less than PostgreSQL takes to use the number of a transaction again; and as long is an account
+# read that somebody else was found to write.
 REMEMBERED_FOR = timedelta(minutes=1)
 # After an account had changed: whoever writes the same accounts as we do goes on doing so.
 READING_FLUSHES = 16
@@ -28,6 +29,7 @@ class Remembered:
 
     def __init__(self) -> None:
         self._seen: dict[UUID, Seen] = {}
+        self._shared: dict[UUID, datetime] = {}
         self._reading = 0
 
     def take(self, user_ids: Iterable[UUID], now: datetime) -> dict[UUID, Seen]:
@@ -45,11 +47,21 @@ class Remembered:
     def keep(self, accounts: Iterable[Seen]) -> None:
         """Takes in accounts as they were read or written just now."""
         for seen in accounts:
-            if len(seen.book.grants) <= MOST_GRANTS:
-                self._seen[seen.book.user_id] = seen
+            user_id = seen.book.user_id
+            shared = self._shared.get(user_id, seen.at) > seen.at
+            if not shared and len(seen.book.grants) <= MOST_GRANTS:
+                self._seen[user_id] = seen
         while len(self._seen) > MOST_REMEMBERED:
             del self._seen[next(iter(self._seen))]
 
     def mistaken(self) -> None:
-        """Says that an account was no longer what it was remembered as: the next flushes read."""
+        """Says that a flush was written in vain by what is remembered: the next ones read."""
         self._reading = READING_FLUSHES
+
+    def compare(self, known: Mapping[UUID, Seen], read: Mapping[UUID, Seen]) -> None:
+        """Finds accounts that somebody else writes too: they are read for a while."""
+        for user_id, seen in read.items():
+            if user_id in known and known[user_id].xmin != seen.xmin:
+                self._shared[user_id] = seen.at + REMEMBERED_FOR
+        if len(self._shared) > MOST_REMEMBERED:
+            self._shared.clear()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 from uuid import UUID
 
 from asyncpg import Record
@@ -14,15 +13,6 @@ from services.usage.domain.metering import Event
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-_HOUR = timedelta(hours=1)
-
-
-class _Sum(NamedTuple):
-    user_id: UUID
-    hour: int
-    tool_name: str
-    calls: int
-    credits: int
 
 
 async def find_events(conn: Connection, ids: Sequence[UUID]) -> list[Event]:
@@ -141,16 +131,6 @@ async def make_partitions(conn: Connection, first: datetime, last: datetime) -> 
 async def detach_partitions(conn: Connection, before: datetime, most: int) -> list[str]:
     """Takes months that ended by an instant out of tool_usage; returns the tables' names."""
     return list(await conn.fetchval("SELECT usage_detach_partitions($1, $2)", before, most))
-
-
-def _sums(events: Iterable[Event]) -> list[_Sum]:
-    """Returns calls and credits by user, hour and tool; whoever writes them holds the accounts."""
-    sums: dict[tuple[UUID, int, str], tuple[int, int]] = {}
-    for event in events:
-        key = (event.user_id, (event.time - EARLIEST) // _HOUR, event.tool_name)
-        calls, spent = sums.get(key, (0, 0))
-        sums[key] = (calls + 1, spent + event.credits)
-    return [_Sum(*key, *counted) for key, counted in sums.items()]
 
 
 def _id_of(paid: tuple[Event, UUID | None]) -> UUID:

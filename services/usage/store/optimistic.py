@@ -17,7 +17,7 @@ from uuid import UUID
 from chassis.columns import arrays, column, columns
 from chassis.ids import uuid7s
 from chassis.postgres import Connection
-from services.usage.domain.accounts import Draw
+from services.usage.domain.accounts import Draw, Posting
 from services.usage.domain.book import Book
 from services.usage.domain.metering import Event
 from services.usage.domain.standing import Role
@@ -56,9 +56,8 @@ async def read_books(conn: Connection, user_ids: Iterable[UUID], now: datetime) 
     return seen
 
 
-# In no order: another one is another text, and whoever knows the first reads again.
 _ROLES = (
-    "(SELECT string_agg(xmin::text, ' ') FROM usage_roles"
+    "(SELECT string_agg(xmin::text, ' ' ORDER BY role) FROM usage_roles"
     f" WHERE role = ANY ('{{{','.join(Role)}}}'))"
 )
 # A row for each grant, or one for an account that has none open. Of the two columns named user_id
@@ -92,8 +91,7 @@ async def write_use(
         return False
     books = [each.book for each in seen]
     grants = [grant for book in books for grant in book.changed.values()]
-    # One each at most: whoever decides a flush spends once for all calls of an account.
-    postings = [book.postings[0] if book.postings else NOTHING_PAID for book in books]
+    postings = list(map(_paid, books))
     xid = await conn.fetchval(
         WRITE_USE,
         *event_columns(events, [entry_of.get(event.user_id) for event in events]),
@@ -123,7 +121,14 @@ class _Unpaid(NamedTuple):
     draws: tuple[Draw, ...] = ()
 
 
-NOTHING_PAID = _Unpaid()
+_NOTHING_PAID = _Unpaid()
+
+
+def _paid(book: Book) -> Posting | _Unpaid:
+    # One at most: whoever decides a flush spends once for all calls of an account.
+    (posting,) = book.postings or (_NOTHING_PAID,)
+    return posting
+
 
 # No account is waited for, so no order of the locks is needed. Where a row is does not change while
 # it is locked: to find it there costs a third of what its index does.
