@@ -131,7 +131,7 @@ def _paid(book: Book) -> Posting | _Unpaid:
 
 
 # No account is waited for, so no order of the locks is needed. Where a row is does not change while
-# it is locked: to find it there costs a third of what its index does.
+# it is locked: to find it there is cheaper than by its index again.
 WRITE_USE = f"""
 WITH held AS (
     SELECT s.user_id, s.used, s.debt, s.version, s.entry_id, s.amount, s.balance_after, s.grants,
