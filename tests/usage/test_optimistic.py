@@ -13,7 +13,7 @@ from chassis.columns import column
 from chassis.ids import uuid7
 from chassis.postgres import Connection, Database
 from services.usage.domain.calendar import Window
-from services.usage.domain.metering import Event, Outcome
+from services.usage.domain.metering import Event, Outcome, Result
 from services.usage.domain.quotas import EVERY_TOOL, Scope
 from services.usage.domain.standing import Role
 from services.usage.service.ledger import Act
@@ -223,8 +223,8 @@ async def test_a_duplicate_is_one_whatever_the_account_can_pay(
     assert await written(owner) == (1, 1)
 
 
-async def locked(usage: UseCases, event: Event) -> bool:
-    """Records a call; tells whether its flush was a transaction."""
+async def recorded(usage: UseCases, event: Event) -> tuple[Result, list[str]]:
+    """Records a call; returns what became of it and the statements of its flush."""
     statements: list[str] = []
 
     def note(query: LoggedQuery) -> None:
@@ -232,10 +232,16 @@ async def locked(usage: UseCases, event: Event) -> bool:
 
     async with usage.room.database.connection() as conn:
         conn.add_query_logger(note)
-    await usage.metering.record([event])
+    (result,) = await usage.metering.record([event])
     async with usage.room.database.connection() as conn:
         conn.remove_query_logger(note)
     assert any("tool_usage" in statement for statement in statements)
+    return result, statements
+
+
+async def locked(usage: UseCases, event: Event) -> bool:
+    """Records a call; tells whether its flush was a transaction."""
+    _, statements = await recorded(usage, event)
     return any(statement.startswith("BEGIN") for statement in statements)
 
 

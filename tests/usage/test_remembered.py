@@ -1,11 +1,10 @@
 """Accounts remembered from flush to flush: one statement less, and never a wrong answer for it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from asyncpg.connection import LoggedQuery
 
 from chassis.ids import uuid7, uuid7_time
 from chassis.postgres import Connection, Database
@@ -21,9 +20,7 @@ from services.usage.store import optimistic
 from services.usage.store.optimistic import Seen
 from tests.factories import ledger_faults, make_account, make_event, make_terms, open_usage
 from tests.fakes import FakeClock
-from tests.usage.test_optimistic import CHANGES
-
-Change = Callable[[UseCases, UUID, FakeClock], Awaitable[object]]
+from tests.usage.test_optimistic import CHANGES, recorded
 
 
 @pytest.fixture
@@ -41,17 +38,8 @@ async def record(usage: UseCases, user_id: UUID, clock: FakeClock, credits: int 
 
 async def reads(usage: UseCases, user_id: UUID, clock: FakeClock) -> bool:
     """Records a call that is accepted; tells whether its flush read the account."""
-    statements: list[str] = []
-
-    def note(query: LoggedQuery) -> None:
-        statements.append(query.query)
-
-    async with usage.room.database.connection() as conn:
-        conn.add_query_logger(note)
-    assert (await record(usage, user_id, clock)).outcome is Outcome.ACCEPTED
-    async with usage.room.database.connection() as conn:
-        conn.remove_query_logger(note)
-    assert any("INSERT INTO tool_usage" in statement for statement in statements)
+    result, statements = await recorded(usage, make_event(user_id, clock.now()))
+    assert result.outcome is Outcome.ACCEPTED
     return any("SELECT g.id" in statement for statement in statements)
 
 
