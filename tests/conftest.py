@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from chassis import migrate
 from chassis.postgres import Connection, Database, open_database
@@ -26,8 +27,13 @@ from tests.fakes import FakeClock
 from tests.running import House, open_house
 
 ROOT = Path(__file__).resolve().parent.parent
+# Whoever waits for a core is slow: how long an example takes says nothing about our code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 # What the databases of two test processes take, twice over.
 MEMORY_BYTES = 4 * 1024**3
+# Parameters of the server for a race that everybody must win, however late the machine is.
+PATIENT = {"lock_timeout": "30s", "statement_timeout": "30s"}
 ROOMS = [
     migrate.Room(path.parent.name, path) for path in sorted(ROOT.glob("services/*/migrations"))
 ]
@@ -74,10 +80,11 @@ def server_url(state_dir: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_url(state_dir: Path) -> Iterator[str]:
-    """A REDIS_URL."""
+    """A REDIS_URL, of a database that no other process of tests uses."""
     given = os.environ.get("TEST_REDIS_URL")
     if given:
-        yield given
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+        yield with_database(given, worker) if worker else given
         return
     valkey = EmbeddedValkey(state_dir)
     valkey.start()
@@ -124,7 +131,9 @@ async def empty_database_url(server_url: str) -> AsyncIterator[str]:
 @pytest.fixture
 async def auth_database(database_url: str) -> AsyncIterator[Database]:
     """The test's database as the auth room may use it."""
-    async with open_database(database_url, role="finity_auth", application="test") as database:
+    async with open_database(
+        database_url, role="finity_auth", application="test", settings=PATIENT
+    ) as database:
         yield database
 
 
@@ -132,7 +141,7 @@ async def auth_database(database_url: str) -> AsyncIterator[Database]:
 async def usage_database(database_url: str) -> AsyncIterator[Database]:
     """The test's database as the usage room may use it."""
     async with open_database(
-        database_url, role="finity_usage", application="test", settings=PLANNER
+        database_url, role="finity_usage", application="test", settings=PLANNER | PATIENT
     ) as database:
         yield database
 

@@ -86,7 +86,7 @@ class Mailbox:
 
     async def wait(self, address: str, subject: str, *, number: int = 1) -> Taken:
         """Returns the mail of that number with a subject to an address, once it is there."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 found = [mail for mail in self.to(address) if mail.message["Subject"] == subject]
                 if len(found) >= number:
@@ -98,7 +98,9 @@ class Mailbox:
 def open_mailbox(**options: Any) -> Iterator[Mailbox]:
     """Serves a mailbox on a free port in a thread of its own."""
     mailbox = Mailbox(port=free_port())
-    controller = Controller(mailbox, hostname="127.0.0.1", port=mailbox.port, **options)
+    controller = Controller(
+        mailbox, hostname="127.0.0.1", port=mailbox.port, ready_timeout=60, **options
+    )
     controller.start()
     try:
         yield mailbox

@@ -298,7 +298,6 @@ def test_device_logins_obey_the_model(bench: Bench) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -384,7 +384,6 @@ def run_model(bench: Bench, **chosen: Any) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
             **chosen,

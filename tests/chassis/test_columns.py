@@ -40,7 +40,7 @@ async def test_ids_numbers_and_instants_come_back(usage_database: Database) -> N
         | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
     )
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 async def test_texts_come_back_whatever_is_in_them(
     usage_database: Database, values: list[str | None]
 ) -> None:
@@ -70,7 +70,7 @@ def test_there_is_a_column_for_each_attribute() -> None:
 
 
 @given(times=st.lists(PAST, min_size=1, max_size=50))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 async def test_instants_are_exact_to_the_microsecond(
     usage_database: Database, times: list[datetime]
 ) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:

@@ -292,7 +292,6 @@ def run_model(bench: Bench, examples: int, steps: int, **chosen: Any) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
             **chosen,

@@ -57,7 +57,7 @@ def label(moment: datetime, period: Period, zone: Any) -> tuple[int, ...]:
 
 
 @given(start=hours, span=spans, period=st.sampled_from(Period), name=st.sampled_from(ZONES))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cuts_are_where_the_calendar_turns(
     start: datetime, span: timedelta, period: Period, name: str
 ) -> None:
@@ -217,7 +217,7 @@ async def test_sums_are_those_of_the_calls(
         zone=st.sampled_from(["UTC", "Europe/Berlin", "America/Havana", "Pacific/Auckland"]),
         limit=st.sampled_from([1, 3, 1000]),
     )
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     def gather(**case: Any) -> None:
         cases.append(case)
 

@@ -320,7 +320,6 @@ def obey(machine: Callable[[], RuleBasedStateMachine], examples: int) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
