@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 from finity.options.v1 import options_pb2
 from google.protobuf.message_factory import GetMessageClass
-from grpc import aio
+from grpc import StatusCode, aio
+from grpc_status import rpc_status
 
 from chassis.callers import Authenticator
 from chassis.server import Server
@@ -20,7 +21,7 @@ from chassis.tokens import TokenVerifier
 from tests.chassis import contracts, issuer
 from tests.chassis.contracts import Rpc, Text
 from tests.fakes import FakeClock
-from tests.running import Metadata, bearer
+from tests.running import Metadata, bearer, refusal_of
 
 CONTRACT = contracts.build(
     [Text("user_id", subject=True), Text("text", max_len=20), Text("idempotency_key")],
@@ -110,6 +111,18 @@ class Probe:
             path(method), request_serializer=_bytes_of, response_deserializer=Answer.FromString
         )
         return call(asks, metadata=metadata, timeout=timeout)
+
+
+def passed(error: aio.AioRpcError) -> bool:
+    """
+    Tells whether the room refused a late call; False if its caller's own timer was first.
+
+    That is first on a loop that both share and that lags, and it sends no details.
+    """
+    if error.code() is StatusCode.DEADLINE_EXCEEDED and rpc_status.from_call(error) is None:
+        return False
+    assert refusal_of(error) == (StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
+    return True
 
 
 def path(method: str) -> str:

@@ -7,8 +7,11 @@ import pytest
 from chassis.background import background
 
 
-async def test_who_is_cancelled_while_jobs_end_is_cancelled_afterwards() -> None:
+async def test_who_is_cancelled_while_jobs_end_is_cancelled_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The jobs get to end all the same, and the cancellation is not lost."""
+    monkeypatch.setattr("chassis.background.END_SECONDS", 60.0)
     ending, done = asyncio.Event(), asyncio.Event()
 
     async def slow_to_end() -> None:

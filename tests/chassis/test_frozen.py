@@ -82,6 +82,7 @@ async def test_a_connection_that_froze_is_cut(
 
         with pytest.raises(DatabaseUnavailable):
             await use_case()
+        monkeypatch.undo()
         async with database.transaction() as conn:
             assert await conn.fetchval("SELECT 1") == 1
     await proxy.close()

@@ -14,8 +14,9 @@ from chassis.refusals import Conflict
 from chassis.revocations import Revocations
 from chassis.tallies import TALLIES
 from tests.chassis import probe
-from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe
-from tests.chassis.waiting import until
+from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe, passed
+from tests.chassis.waiting import SECONDS, until
+from tests.factories import sooner_or_later
 from tests.running import bearer, refusal_of
 
 BOTH = pytest.mark.parametrize("method", ["Collect", "Exchange"])
@@ -96,8 +97,8 @@ async def test_a_stranger_is_refused_before_a_message_is_read(room: Probe, metho
         await never.wait()
         yield named("x")
 
-    call = room.send(method, silence(), timeout=20)
-    assert await asyncio.wait_for(refusal(call), 10) == MISSING
+    call = room.send(method, silence(), timeout=2 * SECONDS)
+    assert await asyncio.wait_for(refusal(call), SECONDS) == MISSING
 
 
 @BOTH
@@ -150,6 +151,13 @@ async def test_a_handler_refuses_and_fails_as_in_a_call(room: Probe, method: str
 
 async def test_a_stream_has_its_caller_s_deadline_alone(room: Probe) -> None:
     """The default deadline of unary calls is not a stream's; its caller's own is."""
+
+    async def in_time() -> bool:
+        short = room.send("Exchange", metadata=SERVICE, timeout=0.4)
+        with pytest.raises(aio.AioRpcError) as error:
+            await short.read()
+        return passed(error.value)
+
     stream = room.send("Exchange", metadata=SERVICE)
     await stream.write(named("a"))
     assert (await stream.read()).text == "a"
@@ -157,10 +165,7 @@ async def test_a_stream_has_its_caller_s_deadline_alone(room: Probe) -> None:
     await stream.write(named("b"))
     assert (await stream.read()).text == "b"
     stream.cancel()
-    short = room.send("Exchange", metadata=SERVICE, timeout=0.4)
-    with pytest.raises(aio.AioRpcError) as error:
-        await short.read()
-    assert refusal_of(error.value) == (StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
+    assert await sooner_or_later(in_time, rounds=10)
 
 
 async def test_nothing_is_read_on_credentials_that_ended(room: Probe) -> None:
@@ -197,18 +202,18 @@ async def test_a_caller_that_leaves_ends_the_handler(room: Probe) -> None:
 
 async def test_a_drain_ends_streams_of_requests(transport: str) -> None:
     """SIGTERM ends one that is open with STOPPING, long before the drain would be over."""
-    async with probe.composed(transport=transport, drain_seconds=20) as room:
+    async with probe.composed(transport=transport, drain_seconds=60) as room:
         room.stream = answer_each
         serving = asyncio.create_task(room.server.serve())
         await until(lambda: room.server.port > 0)
         async with aio.insecure_channel(room.address) as channel:
             room.channel = channel
-            await asyncio.wait_for(channel.channel_ready(), 10)
+            await asyncio.wait_for(channel.channel_ready(), SECONDS)
             stream = room.send("Exchange", metadata=SERVICE)
             await stream.write(named("a"))
             assert (await stream.read()).text == "a"
             os.kill(os.getpid(), signal.SIGTERM)
             with pytest.raises(aio.AioRpcError) as error:
-                await asyncio.wait_for(stream.read(), 10)
+                await asyncio.wait_for(stream.read(), 30)
             assert refusal_of(error.value) == (StatusCode.UNAVAILABLE, "STOPPING")
-            await asyncio.wait_for(serving, 10)
+            await asyncio.wait_for(serving, 30)

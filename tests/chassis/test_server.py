@@ -158,7 +158,7 @@ async def test_a_drain_lets_running_calls_finish(transport: str) -> None:
         await go.wait()
         return Answer(text="finished")
 
-    async with probe.composed(slow, drain_seconds=20, **overrides) as room:
+    async with probe.composed(slow, drain_seconds=60, **overrides) as room:
         serving = asyncio.create_task(room.server.serve())
         async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
@@ -166,7 +166,7 @@ async def test_a_drain_lets_running_calls_finish(transport: str) -> None:
             states = [(await watch.read()).status]
             while states[-1] != SERVING:
                 states.append((await watch.read()).status)
-            async with httpx.AsyncClient(trust_env=False) as http:
+            async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
                 metrics = await http.get(f"http://127.0.0.1:{metrics_port}/metrics")
             assert "grpc_server_handled_total" in metrics.text
             running = asyncio.ensure_future(_answer(room, channel))
@@ -177,13 +177,17 @@ async def test_a_drain_lets_running_calls_finish(transport: str) -> None:
             assert not serving.done()
             go.set()
             assert (await running).text == "finished"
-            await asyncio.wait_for(serving, 20)
+            await asyncio.wait_for(serving, 60)
         assert not await asyncio.to_thread(health.is_serving, f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("_", range(4))
-async def test_a_drain_loses_no_answer(transport: str, _: int) -> None:
+async def test_a_drain_loses_no_answer(
+    transport: str, _: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls that end together during a drain all get their answers, over whichever connection."""
+    # What a moment is on a busy machine.
+    monkeypatch.setattr("chassis.server._WRITTEN_SECONDS", 1.0)
     waiting, go = 0, asyncio.Event()
 
     async def slow(request: Any, context: Any) -> Any:
@@ -192,7 +196,7 @@ async def test_a_drain_loses_no_answer(transport: str, _: int) -> None:
         await go.wait()
         return Answer(text="finished")
 
-    async with probe.composed(slow, transport=transport, drain_seconds=20) as room:
+    async with probe.composed(slow, transport=transport, drain_seconds=60) as room:
         serving = asyncio.create_task(room.server.serve())
         await until(lambda: room.server.port > 0)
         channels = [
@@ -206,7 +210,7 @@ async def test_a_drain_loses_no_answer(transport: str, _: int) -> None:
         await asyncio.sleep(0.1)
         go.set()
         lost = [answer for answer in await answers if isinstance(answer, BaseException)]
-        await asyncio.wait_for(serving, 20)
+        await asyncio.wait_for(serving, 60)
         await asyncio.gather(*(channel.close() for channel in channels))
     assert lost == []
 
@@ -220,7 +224,7 @@ async def test_a_drain_takes_no_new_call(transport: str) -> None:
         await go.wait()
         return Answer(text="finished")
 
-    async with probe.composed(slow, transport=transport, drain_seconds=20) as room:
+    async with probe.composed(slow, transport=transport, drain_seconds=60) as room:
         room.server.on_drain.append(draining.set)
         serving = asyncio.create_task(room.server.serve())
         await until(lambda: room.server.port > 0)
@@ -230,12 +234,12 @@ async def test_a_drain_takes_no_new_call(transport: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             await draining.wait()
             with pytest.raises(aio.AioRpcError) as refused:
-                await asyncio.wait_for(_answer(room, channel), 10)
+                await asyncio.wait_for(_answer(room, channel), 60)
             if transport == "native":  # The other one may end the connection first.
                 assert refusal_of(refused.value) == (StatusCode.UNAVAILABLE, "STOPPING")
             go.set()
             assert (await running).text == "finished"
-            await asyncio.wait_for(serving, 20)
+            await asyncio.wait_for(serving, 60)
 
 
 async def test_a_drain_does_not_wait_for_ever(transport: str) -> None:
@@ -253,7 +257,7 @@ async def test_a_drain_does_not_wait_for_ever(transport: str) -> None:
             running = asyncio.ensure_future(_answer(room, channel, wait_for_ready=True))
             await started.wait()
             os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.wait_for(serving, 20)
+            await asyncio.wait_for(serving, 60)
             with pytest.raises(aio.AioRpcError):
                 await running
 
