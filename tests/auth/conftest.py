@@ -1,6 +1,7 @@
 """What the auth room's tests share."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,15 @@ async def owner(database_url: str) -> AsyncIterator[Connection]:
     """A connection to the test's database that may do everything."""
     async with connect_owner(database_url) as connection:
         yield connection
+
+
+@pytest.fixture
+async def every_connection(auth_database: Database) -> None:
+    """All connections are open: who comes at once does not wait for the first one in turn."""
+    pool: Any = auth_database._pool
+    held = [await pool.acquire() for _ in range(pool.get_max_size())]
+    for connection in held:
+        await pool.release(connection)
 
 
 @pytest.fixture

@@ -144,14 +144,17 @@ async def opened_meanwhile(
 
     async def one(index: int) -> None:
         if index == 0:
-            await PasswordService(auth.room).change(
-                caller=ada, current=PASSWORD, new=NEW_PASSWORD, address=None, key=None
-            )
-            changed.set()
+            try:
+                await PasswordService(auth.room).change(
+                    caller=ada, current=PASSWORD, new=NEW_PASSWORD, address=None, key=None
+                )
+            finally:
+                changed.set()
         while not changed.is_set():
             await impersonate(admin, bob.id, thief)
 
-    await at_once(5, one)
+    answers = await at_once(5, one)
+    assert answers[0] is None
     return int(
         await owner.fetchval(
             "SELECT count(*) FROM sessions WHERE impersonated_by = $1 AND ended_at IS NULL", user.id

@@ -215,6 +215,7 @@ async def test_fifty_imports_make_each_account_once(auth: AuthRoom, owner: Conne
     assert await owner.fetchval("SELECT count(*) FROM auth_outbox") == 10
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_look_before_insert_would_make_several(
     auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

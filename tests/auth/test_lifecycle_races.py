@@ -129,6 +129,7 @@ async def test_fifty_sweepers_erase_once(
         assert len(await events(owner, "user_erased")) == 3 * rounds
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_sweepers_without_guards_would_erase_again(
     auth: AuthRoom, owner: Connection, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

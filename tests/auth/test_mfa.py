@@ -21,7 +21,7 @@ from services.auth.store import users as store_users
 from services.auth.store.lifecycle import EXPIRING
 from services.auth.worker import sweep
 from tests.auth.factors import Factors, Somebody, opened
-from tests.factories import AuthRoom, at_once, log_in, reason_of
+from tests.factories import AuthRoom, at_once, log_in, reason_of, sooner_or_later
 from tests.fakes import FakeClock
 
 TOTP, RECOVERY = ProofKind.TOTP, ProofKind.RECOVERY
@@ -150,10 +150,12 @@ async def test_without_lock_and_condition_it_would_be_confirmed_again(
         )
         return True
 
-    ada = await factors.somebody()
+    async def again() -> bool:
+        return opened(await fifty_confirm(await factors.somebody())) > 1
+
     monkeypatch.setattr(store_users, "lock_user", store_users.get_user)
     monkeypatch.setattr(store, "confirm_totp", write_only)
-    assert opened(await fifty_confirm(ada)) > 1
+    assert await sooner_or_later(again, rounds=10)
 
 
 async def regenerate(ada: Somebody) -> list[str]:

@@ -51,6 +51,12 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is ended is gone when that returns, however late a core is there for it."""
+    monkeypatch.setattr(processes, "_DYING_SECONDS", 60.0)
+
+
 @pytest.fixture
 async def pool() -> AsyncIterator[BoundedProcesses]:
     """One process; three may wait or run."""

@@ -97,6 +97,7 @@ async def test_fifty_refreshes_have_one_successor(auth: AuthRoom, clock: FakeClo
         token = answers[0].refresh_token
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_read_then_update_would_fork(auth: AuthRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a rotation that reads and then updates gives several successors."""
 

@@ -24,7 +24,7 @@ from finity.auth.v1 import (
 )
 from finity.usage.v1 import usage_pb2
 
-from chassis import revocations
+from chassis import revocations, wakeups
 from services.auth.domain import one_time
 from services.auth.service import revocations as feeds
 from suite.valkey import EmbeddedValkey
@@ -208,6 +208,7 @@ async def test_with_redis_every_way_to_end_a_token_reaches_the_other_rooms(
 ) -> None:
     """Nobody polls here, so each way has to be announced."""
     monkeypatch.setattr(feeds, "POLL_SECONDS", NEVER)
+    monkeypatch.setattr(wakeups, "ANNOUNCE_SECONDS", 20.0)
     for name in ("POLL_SECONDS", "SILENCE_SECONDS", "STALE_SECONDS"):
         monkeypatch.setattr(revocations, name, NEVER)
     async with two_replicas(database_url, clock, state_dir) as (house, other, _):

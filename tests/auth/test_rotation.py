@@ -180,6 +180,7 @@ async def test_fifty_rotations_make_one_key(auth: AuthRoom, owner: Connection) -
     assert [tuple(row) for row in logged] == [("service:test", late.kid)]
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_looking_first_would_make_many(
     auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode, aio
 from grpc_status import rpc_status
 
-from tests.factories import an_address, answers_with, connect_owner, eventually
+from tests.factories import an_address, answers_with, connect_owner, eventually, sooner_or_later
 from tests.fakes import FakeClock
 from tests.running import PASSWORD, House, Person, bearer, info_of, open_house, refusal_of
 
@@ -347,14 +347,23 @@ def retry_delay(error: aio.AioRpcError) -> float:
 
 async def test_guessing_is_slowed_down(house: House) -> None:
     """After five wrong passwords a further one costs a wait, for the right one too."""
-    person, other = await house.person(), await house.person()
-    wrong = auth_pb2.LoginRequest(email=person.email, password="wrong password")
-    for _ in range(6):
-        assert (await refusal(house.auth.Login(wrong)))[1] == "LOGIN_FAILED"
-    right = auth_pb2.LoginRequest(email=person.email, password=PASSWORD)
-    error = await refused(house.auth.Login(right))
-    assert refusal_of(error) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
-    assert 0 < retry_delay(error) <= 1
+    other = await house.person()
+
+    async def held_off() -> bool:
+        person = await house.person()
+        wrong = auth_pb2.LoginRequest(email=person.email, password="wrong password")
+        for _ in range(6):
+            assert (await refusal(house.auth.Login(wrong)))[1] == "LOGIN_FAILED"
+        right = auth_pb2.LoginRequest(email=person.email, password=PASSWORD)
+        (answer,) = await asyncio.gather(house.auth.Login(right), return_exceptions=True)
+        if not isinstance(answer, aio.AioRpcError):
+            return False
+        assert refusal_of(answer) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS")
+        assert 0 < retry_delay(answer) <= 1
+        return True
+
+    # The wait is a second, which a busy machine may sit out.
+    assert await sooner_or_later(held_off, rounds=10)
     await house.auth.Login(auth_pb2.LoginRequest(email=other.email, password=PASSWORD))
 
 

@@ -93,6 +93,7 @@ async def test_fifty_registrations_make_one_account(auth: AuthRoom, owner: Conne
     assert await owner.fetchval("SELECT count(*) FROM auth_outbox WHERE topic <> 'mail'") == 5
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_look_before_insert_would_make_fifty(
     auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,6 +312,7 @@ async def test_a_session_ends_once(auth: AuthRoom, owner: Connection) -> None:
     assert await owner.fetchval("SELECT count(*) FROM admin_logs") == 1
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_looking_first_would_end_it_often(
     auth: AuthRoom, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +356,7 @@ async def test_sessions_that_end_each_other_leave_one(auth: AuthRoom) -> None:
     }
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_without_the_account_s_lock_none_would_be_left(
     auth: AuthRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:

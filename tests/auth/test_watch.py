@@ -86,9 +86,9 @@ async def test_what_this_process_revokes_comes_at_once(auth: AuthRoom) -> None:
     watched = auth.authority.feed.watch(None)
     assert await anext(watched) == Revocations([], [], auth.authority.feed._as_of)
     await auth.sessions.logout(session_id, by="user")
-    assert list((await within(5, anext(watched))).sessions) == [session_id]
+    assert list((await within(60, anext(watched))).sessions) == [session_id]
     await promote(auth, user_id)
-    assert list((await within(5, anext(watched))).versions) == [(user_id, 2)]
+    assert list((await within(60, anext(watched))).versions) == [(user_id, 2)]
     await watched.aclose()
 
 
@@ -113,7 +113,7 @@ async def test_what_another_replica_revokes_comes_with_a_wake_up_or_a_poll(
         await auth.sessions.logout(session_id, by="user")
         await until_told(watched, session_id)
         for _ in range(3):
-            assert session_id not in (await within(5, anext(watched))).sessions
+            assert session_id not in (await within(60, anext(watched))).sessions
         await watched.aclose()
 
 
@@ -124,7 +124,7 @@ async def until_told(watched: Any, session_id: UUID) -> None:
         while session_id not in (await anext(watched)).sessions:
             pass
 
-    await within(10, read())
+    await within(60, read())
 
 
 async def test_silence_means_that_the_feed_is_dead(
@@ -136,7 +136,7 @@ async def test_silence_means_that_the_feed_is_dead(
     first = await anext(watched)
     clock.advance(seconds=5)
     async with running(auth.authority.feed):
-        beat = await within(5, anext(watched))
+        beat = await within(60, anext(watched))
     assert (list(beat.sessions), list(beat.versions)) == ([], [])
     assert first.as_of is not None
     assert beat.as_of == first.as_of + timedelta(seconds=5)
@@ -256,21 +256,21 @@ async def test_a_stream_over_the_wire(house: House, clock: FakeClock) -> None:
     gone, changed = await house.person(), await house.person()
     await house.auth.Logout(auth_pb2.LogoutRequest(), metadata=gone.metadata)
     stream = watch(house)
-    first = await within(10, stream.read())
+    first = await within(60, stream.read())
     assert gone.tokens.session_id in first.session_ids
     await house.auth.SetRole(
         auth_pb2.SetRoleRequest(user_id=changed.user_id, role=auth_pb2.ROLE_PRO, reason="paid"),
         metadata=house.service,
     )
     told = auth_pb2.UserRevocation(user_id=changed.user_id, min_token_version=2)
-    while told not in (message := await within(10, stream.read())).users:
+    while told not in (message := await within(60, stream.read())).users:
         pass
     stream.cancel()
     resumed = watch(house, since_time=message.as_of_time)
-    assert told in (await within(10, resumed.read())).users
+    assert told in (await within(60, resumed.read())).users
     resumed.cancel()
     later = watch(house, since_time=to_timestamp(clock.now()))
-    assert list((await within(10, later.read())).session_ids) == []
+    assert list((await within(60, later.read())).session_ids) == []
     later.cancel()
 
 
