@@ -20,6 +20,7 @@ from services.usage.domain.metering import Event, Result
 from services.usage.service import ingest
 from services.usage.service.metering import MeteringService
 from suite.ports import free_port
+from tests.chassis.waiting import until
 from tests.factories import (
     at_once,
     connect_owner,
@@ -269,6 +270,8 @@ async def test_a_full_queue_ends_the_stream_with_a_delay(
                 events = [make_event(user_id, clock.now(), credits=0) for _ in range(400)]
                 await stream.write(batch(sequence, *events))
             await stream.done_writing()
+        # Together they are more than the queue takes.
+        await until(lambda: gate.came == 16)
         gate.open.set()
         acknowledged, refusals = 0, []
         for stream in streams:
@@ -331,11 +334,11 @@ async def test_a_server_that_stops_acknowledges_what_is_durable(
 ) -> None:
     """SIGTERM: acknowledgements of what was read, then STOPPING, long before the drain is over."""
     user_id = await make_account(owner, FakeClock(), credits=1000)
-    variables = {"FINITY_TRANSPORT": transport, "FINITY_DRAIN_SECONDS": "30"}
+    variables = {"FINITY_TRANSPORT": transport, "FINITY_DRAIN_SECONDS": "60"}
     process = await start_process("usage", database_url, redis_url, variables, port=free_port())
     try:
         async with aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
-            await asyncio.wait_for(channel.channel_ready(), 30)
+            await asyncio.wait_for(channel.channel_ready(), 60)
             usage = usage_pb2_grpc.UsageServiceStub(channel)
             stream: Stream = usage.IngestUsage(metadata=bearer(SERVICE_KEY))
             now = SystemClock().now()
@@ -344,11 +347,11 @@ async def test_a_server_that_stops_acknowledges_what_is_durable(
                 await stream.write(batch(sequence, make_event(user_id, now)))
                 acknowledged += (await stream.read()).accepted
             os.kill(process.child.pid, signal.SIGTERM)
-            assert await asyncio.wait_for(refusal(stream), 10) == (
+            assert await asyncio.wait_for(refusal(stream), 30) == (
                 StatusCode.UNAVAILABLE,
                 "STOPPING",
             )
-        assert (await asyncio.wait_for(process.finish(), 10))[0] == 0
+        assert (await asyncio.wait_for(process.finish(), 30))[0] == 0
     finally:
         await process.kill()
     assert await owner.fetchval("SELECT count(*) FROM tool_usage") == acknowledged == 3
