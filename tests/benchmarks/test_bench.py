@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.bed import ROOT
 
 SHORT = ("--seconds", "0.3", "--rounds", "1")
 
 
+@pytest.mark.timeout(900)
 def test_the_whole_bench_runs_and_its_counts_agree(tmp_path: Path) -> None:
     page = run(tmp_path)
     record = json.loads(page.with_suffix(".json").read_text())
@@ -38,7 +41,7 @@ def run(output: Path) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=150,
+        timeout=600,
     )
     # It ends with an error if servers and rows, or accounts and sums, count differently.
     assert ended.returncode == 0, ended.stderr

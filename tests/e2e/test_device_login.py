@@ -69,8 +69,8 @@ async def test_a_plugin_logs_in_over_json(stack: Stack) -> None:
     """The plugin polls through the gateway, and its user's page approves through it."""
     async with (
         aio.insecure_channel(stack.address("auth")) as channel,
-        httpx.AsyncClient(base_url=stack.gateway_url) as plugin,
-        httpx.AsyncClient(base_url=stack.gateway_url) as page,
+        httpx.AsyncClient(base_url=stack.gateway_url, timeout=60) as plugin,
+        httpx.AsyncClient(base_url=stack.gateway_url, timeout=60) as page,
         ada(channel) as (email, me),
     ):
         asked = await plugin.post("/v1/device-logins", json={"client_name": "Chrome plugin"})
@@ -100,7 +100,7 @@ async def test_the_example_logs_in_and_hears_of_a_denial(stack: Stack) -> None:
     """It prints the code, waits, and says who it is; denied, it says so and fails."""
     async with (
         aio.insecure_channel(stack.address("auth")) as channel,
-        httpx.AsyncClient(base_url=stack.gateway_url) as page,
+        httpx.AsyncClient(base_url=stack.gateway_url, timeout=60) as page,
         ada(channel) as (email, me),
     ):
         approved, denied = await example(stack, "One"), await example(stack, "Two")

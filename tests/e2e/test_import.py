@@ -156,7 +156,7 @@ def test_killed_in_the_middle_and_resumed_every_row_is_recorded_once(
     expected = write_log(log, user_id, range(150_000))
     process = start_import(stack, log, 1, user_id)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 1
+    assert process.wait(timeout=60) == 1
     process = start_import(stack, log, 1, user_id)
     wait_for_note(stack, process)
     process.kill()

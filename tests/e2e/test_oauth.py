@@ -44,7 +44,7 @@ async def test_a_person_with_a_password_and_two_identities(stack: Stack) -> None
     name, other = (f"p-{secrets.token_hex(6)}" for _ in range(2))
     where = {"provider": "finity", "redirect_uri": REDIRECT_URI}
     email = f"{name}@example.com"
-    async with httpx.AsyncClient(base_url=stack.gateway_url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=stack.gateway_url, trust_env=False, timeout=60) as client:
 
         async def go(path: str, body: dict[str, str], token: str = "") -> httpx.Response:
             headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -91,7 +91,7 @@ async def test_a_person_with_a_password_and_two_identities(stack: Stack) -> None
 
 async def test_a_flow_that_is_forged_is_unauthenticated(stack: Stack) -> None:
     """The refusal is the gateway's usual document."""
-    async with httpx.AsyncClient(base_url=stack.gateway_url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=stack.gateway_url, trust_env=False, timeout=60) as client:
         forged = body_of("A" * 43, {"code": "c", "state": "s", "iss": ""})
         refused = await client.post("/v1/oauth:finishSignIn", json=forged)
         assert refused.status_code == httpx.codes.UNAUTHORIZED

@@ -13,7 +13,7 @@ from grpc import aio
 
 from gateway.envoy import validation
 from suite.ports import free_port
-from tests.gateway.harness import MAX_BODY, ORIGIN, TIMEOUT, Gateway, Rooms, running
+from tests.gateway.harness import IMPATIENT, MAX_BODY, ORIGIN, TIMEOUT, Gateway, Rooms, running
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +53,17 @@ def gateway(rooms: Rooms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
+def impatient(rooms: Rooms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that waits a second only, for callers and for rooms."""
+    with running(
+        tmp_path_factory.mktemp("impatient"),
+        auth_address=f"127.0.0.1:{rooms.port}",
+        gateway_timeout_seconds=IMPATIENT,
+    ) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
 def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway to rooms that do not answer: auth is down, usage connects and stays silent."""
     folder = tmp_path_factory.mktemp("cut_off")
@@ -64,7 +75,7 @@ def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
             edit=('"max_requests": 2048', '"max_requests": 1'),
             auth_address=f"127.0.0.1:{free_port()}",
             usage_address=f"127.0.0.1:{silent.getsockname()[1]}",
-            gateway_timeout_seconds=TIMEOUT,
+            gateway_timeout_seconds=IMPATIENT,
         ) as served,
     ):
         yield served

@@ -25,7 +25,9 @@ from suite.ports import free_port
 
 ORIGIN = "https://app.example.com"
 MAX_BODY = 32 * 1024
-TIMEOUT = 1.0
+# Nobody waits for it but who means to; longer than the default, so that it shows.
+TIMEOUT = 30.0
+IMPATIENT = 1.0
 START_SECONDS = 30
 
 
@@ -136,7 +138,7 @@ class Gateway:
         path: str,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-        seconds: float = 20,
+        seconds: float = 60,
     ) -> Answer:
         """Sends one request on a connection of its own; a body that is not bytes becomes JSON."""
         sent = dict(headers or {})
@@ -150,7 +152,7 @@ class Gateway:
 
     def raw(self, request: bytes) -> Answer:
         """Sends bytes as they are and returns the first answer."""
-        with closing(socket.create_connection(("127.0.0.1", self.port), timeout=20)) as client:
+        with closing(socket.create_connection(("127.0.0.1", self.port), timeout=60)) as client:
             client.sendall(request)
             with closing(http.client.HTTPResponse(client)) as answer:
                 answer.begin()

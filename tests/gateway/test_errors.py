@@ -288,9 +288,9 @@ def test_requests_that_are_not_good_http(gateway: Gateway, request_line: bytes) 
     expect(raw, GatewayReason.MALFORMED_REQUEST)
 
 
-def test_a_request_that_never_ends(gateway: Gateway) -> None:
+def test_a_request_that_never_ends(impatient: Gateway) -> None:
     head = b"POST /v1/sessions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{"
-    expect(gateway.raw(head), GatewayReason.REQUEST_TIMEOUT)
+    expect(impatient.raw(head), GatewayReason.REQUEST_TIMEOUT)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -322,8 +322,8 @@ def test_an_answer_that_has_no_json_form(gateway: Gateway) -> None:
     expect(answer, GatewayReason.DEFECT)
 
 
-def test_a_room_that_does_not_answer(gateway: Gateway) -> None:
-    answer = gateway.call("GET", "/v1/users/me", headers={"x-answer": "slow"})
+def test_a_room_that_does_not_answer(impatient: Gateway) -> None:
+    answer = impatient.call("GET", "/v1/users/me", headers={"x-answer": "slow"})
     # The room's own runtime notices first, for it was told a little less time.
     assert (answer.status, answer.json["code"]) == (504, code_pb2.DEADLINE_EXCEEDED)
     info(answer)

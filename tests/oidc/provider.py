@@ -132,7 +132,7 @@ async def visit(authorization_url: str, name: str, *, consent: bool = True) -> d
 
     Returns the parameters that come back to REDIRECT_URI.
     """
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as browser:
         page = await browser.get(authorization_url)
         for _ in range(20):
             if page.is_redirect:

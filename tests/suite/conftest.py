@@ -31,4 +31,4 @@ def start_run(directory: Path) -> Iterator[Callable[..., Run]]:
     for run in runs:
         if run.process.poll() is None:
             run.process.terminate()
-            run.process.wait(timeout=10)
+            run.process.wait(timeout=60)

@@ -14,7 +14,7 @@ from suite import addresses
 from suite.state import ROOT, STATE_SETTING
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Fails the test if the condition does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -49,7 +49,7 @@ def run(
         extra_groups=[] if account else None,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -88,11 +88,11 @@ class Run:
         return self._log.read_text()
 
     def wait_until_ready(self) -> Self:
-        wait_for(lambda: "ready after" in self.output or self.process.poll() is not None, 60)
+        wait_for(lambda: "ready after" in self.output or self.process.poll() is not None, 120)
         assert self.process.poll() is None, self.output
         return self
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Sends the signal and returns the exit code, which has to come within 10 s."""
+        """Sends the signal and returns the exit code, which has to come within a minute."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=60)
