@@ -1,13 +1,19 @@
 """chassis.times: Timestamp and datetime."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from finity.usage.v1 import usage_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chassis.refusals import InvalidRequest
 from chassis.times import read_time, to_timestamp
+
+ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+# Far enough from the ends to be in years 1 to 9999 in every zone.
+MOMENTS = st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=ZONES)  # noqa: DTZ001
 
 
 def test_a_time_survives_the_wire() -> None:
@@ -16,6 +22,14 @@ def test_a_time_survives_the_wire() -> None:
     request = usage_pb2.ListUsageRequest(start_time=to_timestamp(at))
     assert read_time(request, "start_time") == at
     assert read_time(request, "end_time") is None
+
+
+@given(MOMENTS)
+def test_a_time_is_written_as_protobuf_writes_it(moment: datetime) -> None:
+    """Before 1970 too, and in any zone."""
+    wanted = Timestamp()
+    wanted.FromDatetime(moment)
+    assert to_timestamp(moment) == wanted
 
 
 @pytest.mark.parametrize(
