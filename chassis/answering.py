@@ -191,7 +191,8 @@ def _explain(call: Call, error: Exception) -> None:
     _log.info(
         "refused",
         **call.fields(),
-        code=Code(error.code).name,
+        # Not "code": codes of logins are secret.
+        grpc_code=Code(error.code).name,
         reason=error.reason,
         **({"fields": broken} if broken else {}),
     )

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -18,11 +19,13 @@ from grpc_status import rpc_status
 
 from chassis.callers import Kind
 from chassis.calls import DEADLINE_MARGIN, REQUEST_ID, current_call
+from chassis.contract import sensitive_names
 from chassis.tallies import TALLIES
 from tests.chassis import probe
 from tests.chassis.issuer import unsigned
 from tests.chassis.probe import CONTRACT, SERVICE, Answer, Ask, Probe, passed
 from tests.chassis.waiting import until
+from tests.contracts.descriptors import SERVICES
 from tests.factories import sooner_or_later
 from tests.running import bearer, info_of, refusal_of
 
@@ -299,9 +302,11 @@ async def test_a_refusal_is_one_log_line(room: Probe, monkeypatch: pytest.Monkey
     assert line["request_id"] == "r-7"
     assert line["method"] == f"{CONTRACT.full_name}/Own"
     assert line["caller"] == "service:test"
-    assert (line["code"], line["reason"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert (line["grpc_code"], line["reason"]) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert line["fields"] == ["text: string.max_len"]
     assert "s3cret" not in json.dumps(line)
+    # Or an operator would read "[redacted]" there.
+    assert line.keys().isdisjoint(sensitive_names(chain(*SERVICES.values())))
 
 
 def test_the_probe_covers_every_kind_of_caller() -> None:
