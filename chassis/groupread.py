@@ -6,7 +6,7 @@ came, so each sees what was committed before it asked.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -19,20 +19,16 @@ class GroupRead(Generic[Key, Value]):
     def __init__(self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
         """`read` returns what it finds, by key."""
         self._read = read
-        self._waiting: dict[Key, asyncio.Future[Value | None]] = {}
+        self._waiting: dict[Key, list[asyncio.Future[Value | None]]] = {}
         self._reading: asyncio.Task[None] | None = None
 
     async def get(self, key: Key) -> Value | None:
         """Returns what there is of a key, None if nothing; raises what the read raised."""
-        answer = self._waiting.get(key)
-        if answer is None:
-            answer = self._waiting[key] = asyncio.get_running_loop().create_future()
-            # Should every caller have given up by then.
-            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answer: asyncio.Future[Value | None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, []).append(answer)
         if self._reading is None:
             self._reading = asyncio.create_task(self._run())
-        # Others may wait for the same answer.
-        return await asyncio.shield(answer)
+        return await answer
 
     async def _run(self) -> None:
         try:
@@ -46,12 +42,22 @@ class GroupRead(Generic[Key, Value]):
         try:
             found = await self._read(list(taken))
         except Exception as error:  # noqa: BLE001 - the callers' to handle
-            for answer in taken.values():
+            for _, answer in _due(taken):
                 answer.set_exception(error)
             return
         except BaseException:
-            for answer in taken.values():
+            for _, answer in _due(taken):
                 answer.cancel()
             raise
-        for key, answer in taken.items():
+        for key, answer in _due(taken):
             answer.set_result(found.get(key))
+
+
+def _due(
+    taken: Mapping[Key, Sequence[asyncio.Future[Value | None]]],
+) -> Iterator[tuple[Key, asyncio.Future[Value | None]]]:
+    """Yields, with its key, each answer that somebody still waits for."""
+    for key, answers in taken.items():
+        for answer in answers:
+            if not answer.done():
+                yield key, answer
