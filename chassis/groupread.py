@@ -6,7 +6,7 @@ came, so each sees what was committed before it asked.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -19,13 +19,13 @@ class GroupRead(Generic[Key, Value]):
     def __init__(self, read: Callable[[Sequence[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
         """`read` returns what it finds, by key."""
         self._read = read
-        self._waiting: dict[Key, list[asyncio.Future[Value | None]]] = {}
+        self._waiting: list[tuple[Key, asyncio.Future[Value | None]]] = []
         self._reading: asyncio.Task[None] | None = None
 
     async def get(self, key: Key) -> Value | None:
         """Returns what there is of a key, None if nothing; raises what the read raised."""
         answer: asyncio.Future[Value | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, []).append(answer)
+        self._waiting.append((key, answer))
         if self._reading is None:
             self._reading = asyncio.create_task(self._run())
         return await answer
@@ -36,28 +36,24 @@ class GroupRead(Generic[Key, Value]):
                 await self._answer()
         finally:
             self._reading = None
+            # Only where this task is cancelled does anybody wait still.
+            for _, answer in self._waiting:
+                answer.cancel()
 
     async def _answer(self) -> None:
-        taken, self._waiting = self._waiting, {}
+        taken, self._waiting = self._waiting, []
         try:
-            found = await self._read(list(taken))
+            found = await self._read(list(dict.fromkeys(key for key, _ in taken)))
         except Exception as error:  # noqa: BLE001 - the callers' to handle
-            for _, answer in _due(taken):
-                answer.set_exception(error)
+            for _, answer in taken:
+                # Whoever gave up is not answered.
+                if not answer.done():
+                    answer.set_exception(error)
             return
         except BaseException:
-            for _, answer in _due(taken):
+            for _, answer in taken:
                 answer.cancel()
             raise
-        for key, answer in _due(taken):
-            answer.set_result(found.get(key))
-
-
-def _due(
-    taken: Mapping[Key, Sequence[asyncio.Future[Value | None]]],
-) -> Iterator[tuple[Key, asyncio.Future[Value | None]]]:
-    """Yields, with its key, each answer that somebody still waits for."""
-    for key, answers in taken.items():
-        for answer in answers:
+        for key, answer in taken:
             if not answer.done():
-                yield key, answer
+                answer.set_result(found.get(key))

@@ -25,6 +25,9 @@ from tests.auth.devices import HOME, Somebody, approve, poll, refused, somebody,
 from tests.factories import AuthRoom, at_once
 from tests.fakes import FakeClock
 
+# Races and their controls alike: who comes at once is not kept apart by connecting.
+pytestmark = pytest.mark.usefixtures("every_connection")
+
 
 @pytest.fixture
 def devices(auth: AuthRoom) -> DeviceService:
@@ -111,7 +114,6 @@ async def test_of_fifty_polls_one_is_on_time(
     assert await owner.fetchval("SELECT interval_seconds FROM chrome_auth_links") == 5 + 49 * 5
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_look_before_poll_would_open_several(
     auth: AuthRoom, devices: DeviceService, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +155,6 @@ async def test_whoever_approves_first_wins(
     assert await owner.fetchval(mails) == 1
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_look_before_approval_would_let_several_win(
     auth: AuthRoom, devices: DeviceService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +186,8 @@ async def approve_beside_an_erasure(
 
     async def beside(conn: Connection, *rest: Any) -> DeviceLogin | None:
         erasures.append(asyncio.create_task(LifecycleService(auth.room).erase(ada.user.id)))
-        await asyncio.wait(erasures, timeout=30)
+        # Less than a transaction lasts.
+        await asyncio.wait(erasures, timeout=10)
         return await guarded(conn, *rest)
 
     monkeypatch.setattr(store_devices, "approve", beside)
@@ -272,7 +274,6 @@ async def test_a_network_s_addresses_wait_together(
     assert [row["address"] for row in shown] == ["2001:db8:1:2::1", "2001:db8:1:2::2"]
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_count_before_start_would_let_more_wait(
     auth: AuthRoom, devices: DeviceService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

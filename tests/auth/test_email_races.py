@@ -27,6 +27,9 @@ from tests.fakes import FakeClock
 from tests.mailbox import templates
 from tests.running import PASSWORD
 
+# Races and their controls alike: who comes at once is not kept apart by connecting.
+pytestmark = pytest.mark.usefixtures("every_connection")
+
 
 def count(answers: list[Any], kind: type) -> int:
     return sum(isinstance(answer, kind) for answer in answers)
@@ -60,7 +63,6 @@ async def test_fifty_sign_ins_with_one_secret(
         assert await owner.fetchval("SELECT count(*) FROM sessions") == number
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_look_before_use_would_open_fifty(
     emails: EmailService, owner: Connection, ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +115,6 @@ async def test_a_stranger_s_codes_do_not_spoil_a_verification(
     assert (await auth.accounts.get_user(user.id)).email_verified_at is not None
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_counting_after_looking_would_allow_more(
     emails: EmailService, owner: Connection, ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +147,6 @@ async def test_fifty_requests_are_one_mail(
     assert len(await templates(owner, ada.email)) == before + 1
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_look_before_mailing_would_send_fifty(
     emails: EmailService, owner: Connection, ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ async def fifty_imports(auth: AuthRoom) -> list[Any]:
     return await at_once(50, lambda index: bring(auth, *orders[index]))
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_fifty_imports_make_each_account_once(auth: AuthRoom, owner: Connection) -> None:
     """Whoever comes second finds duplicates; nobody deadlocks; each is announced once."""
     answers = [one for one in await fifty_imports(auth) if not isinstance(one, Refusal)]

@@ -23,6 +23,9 @@ from tests.factories import (
 )
 from tests.fakes import FakeClock
 
+# Races and their controls alike: who comes at once is not kept apart by connecting.
+pytestmark = pytest.mark.usefixtures("every_connection")
+
 
 async def both_leave(auth: AuthRoom, pair: list[User]) -> list[Any]:
     return await at_once(2, lambda index: leave(auth, pair[index]))
@@ -129,7 +132,6 @@ async def test_fifty_sweepers_erase_once(
         assert len(await events(owner, "user_erased")) == 3 * rounds
 
 
-@pytest.mark.usefixtures("every_connection")
 async def test_sweepers_without_guards_would_erase_again(
     auth: AuthRoom, owner: Connection, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

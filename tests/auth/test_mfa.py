@@ -122,6 +122,7 @@ async def fifty_confirm(ada: Somebody) -> list[Any]:
     return await at_once(50, lambda _: ada.factors.mfa.confirm_totp(ada.caller, ada.code(), None))
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_an_enrolment_is_confirmed_once(factors: Factors, owner: Connection) -> None:
     """Of fifty confirmations one gives recovery codes, and those are the ones that are kept."""
     ada = await factors.somebody()

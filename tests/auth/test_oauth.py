@@ -98,6 +98,7 @@ async def fifty_finish(desk: Desk) -> list[Any]:
     return await at_once(50, lambda _: desk.finish(flow, answer))
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_fifty_that_finish_one_flow_open_one_session(desk: Desk, owner: Connection) -> None:
     """One of 50 parallel calls exchanges the code; the others find the flow used."""
     for round_ in range(1, 4):
@@ -151,6 +152,7 @@ async def fifty_link(desk: Desk, owner: Connection, clock: FakeClock) -> list[An
     return await at_once(50, lambda index: desk.link(users[index].id, person))
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_fifty_that_link_one_identity(
     desk: Desk, owner: Connection, clock: FakeClock
 ) -> None:
@@ -203,6 +205,7 @@ async def fifty_unlink(desk: Desk, owner: Connection) -> list[Any]:
     return await at_once(50, lambda index: desk.oauth.unlink_identity(caller, linked[index].id))
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_the_last_way_in_stays(desk: Desk, owner: Connection) -> None:
     """However many identities are taken off at once, one is left to sign in with."""
     answers = await fifty_unlink(desk, owner)
@@ -214,6 +217,7 @@ async def test_the_last_way_in_stays(desk: Desk, owner: Connection) -> None:
     assert named
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_without_the_lock_nobody_could_sign_in(
     desk: Desk, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,11 +251,11 @@ async def test_a_hung_child_is_given_up(
 ) -> None:
     """One that answers no more holds its place for a while only."""
     there = await pool._run(os.getpid)
-    monkeypatch.setattr("services.auth.processes._HUNG_SECONDS", 0.2)
-    os.kill(there, signal.SIGSTOP)
-    with pytest.raises(HashingBusy):
-        await pool._run(pieces.echo, 1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("services.auth.processes._HUNG_SECONDS", 0.2)
+        os.kill(there, signal.SIGSTOP)
+        with pytest.raises(HashingBusy):
+            await pool._run(pieces.echo, 1)
     assert started_at(there) is None
     assert await pool._run(os.getpid) not in {there, os.getpid()}
 

@@ -86,6 +86,7 @@ async def test_the_access_token_outlives_a_refresh(auth: AuthRoom, clock: FakeCl
     assert await reason_of(auth.verifier.verify(first.access_token)) == "TOKEN_EXPIRED"
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_fifty_refreshes_have_one_successor(auth: AuthRoom, clock: FakeClock) -> None:
     """Of 50 who use one token at once all get the same successor, in every round."""
     token = (await login(auth)).refresh_token

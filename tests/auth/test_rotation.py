@@ -168,6 +168,7 @@ async def test_a_replica_that_starts_meanwhile_signs_with_the_old_key(
         assert await kid_of_a_login(other, email) == old
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_fifty_rotations_make_one_key(auth: AuthRoom, owner: Connection) -> None:
     """One of 50 makes the key, the others are told of it; so is whoever comes while it waits."""
     answers = await at_once(50, lambda _: rotate(auth))

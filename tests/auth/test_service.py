@@ -83,6 +83,7 @@ async def test_one_account_for_all_spellings(auth: AuthRoom) -> None:
     assert (found.id, tokens.session.user_id) == (user.id, user.id)
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_fifty_registrations_make_one_account(auth: AuthRoom, owner: Connection) -> None:
     """Of 50 callers who register one address at once, one gets it, in every round."""
     for _ in range(5):

@@ -305,6 +305,7 @@ async def end_fifty_times(auth: AuthRoom) -> None:
     await at_once(50, lambda _: service.revoke(user_id, session_id, caller=SERVICE, why="race"))
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_a_session_ends_once(auth: AuthRoom, owner: Connection) -> None:
     """Of 50 who end somebody's session at once, one did."""
     await end_fifty_times(auth)
@@ -346,6 +347,7 @@ async def race_each_other(auth: AuthRoom) -> tuple[int, list[Any]]:
     return len(living), answers
 
 
+@pytest.mark.usefixtures("every_connection")
 async def test_sessions_that_end_each_other_leave_one(auth: AuthRoom) -> None:
     """One of 50 wins; the others are over before they can end it."""
     living, answers = await race_each_other(auth)

@@ -195,13 +195,14 @@ async def test_a_cancelled_call_cancels_its_handler(room: Probe) -> None:
     async def wait(request: Any, context: Any) -> Any:
         started.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             ended.set()
             raise
 
     room.behaviour = wait
-    call = room.call("Open")
+    # Its deadline would cancel it as well.
+    call = room.call("Open", timeout=600)
     await until(lambda: started.is_set() or call.done())
     call.cancel()
     await until(ended.is_set)

@@ -49,6 +49,21 @@ async def test_calls_meanwhile_share_the_next_read() -> None:
     assert reads.asked == [[1], [1, 2, -3]]
 
 
+async def test_whoever_gave_up_keeps_nobody_from_an_answer() -> None:
+    """Neither those of the same read nor those of the next one."""
+    reads = Reads()
+    reads.open.clear()
+    group = GroupRead(reads.read)
+    calls = [asyncio.create_task(group.get(key)) for key in (1, 1, 2)]
+    await asyncio.sleep(0.01)
+    later = asyncio.create_task(group.get(3))
+    await asyncio.sleep(0.01)
+    calls[0].cancel()
+    await asyncio.sleep(0.01)
+    reads.open.set()
+    assert await asyncio.gather(*calls[1:], later) == ["row 1", "row 2", "row 3"]
+
+
 async def test_a_failure_is_everybody_s_and_then_over() -> None:
     """Each caller gets the error, whoever gave up troubles nobody, and the next read goes on."""
     reads = Reads()
@@ -70,9 +85,13 @@ async def test_a_cancelled_read_cancels_its_callers() -> None:
     reads = Reads()
     reads.open.clear()
     group = GroupRead(reads.read)
-    call = asyncio.create_task(group.get(1))
+    calls = [asyncio.create_task(group.get(1))]
+    await asyncio.sleep(0.01)
+    # One that waits for the next read.
+    calls.append(asyncio.create_task(group.get(2)))
     await asyncio.sleep(0.01)
     assert group._reading is not None
     group._reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+    for call in calls:
+        with pytest.raises(asyncio.CancelledError):
+            await call

@@ -74,6 +74,7 @@ async def test_a_connection_acts_as_its_role(database_url: str) -> None:
         assert await conn.fetchval("SHOW search_path") == '"public"'
         assert await conn.fetchval("SHOW application_name") == "it"
         assert await conn.fetchval("SHOW statement_timeout") == "10s"
+        assert await conn.fetchval("SHOW lock_timeout") == "1s"
 
 
 async def test_pgbouncer_means_no_cached_statements(server_url: str) -> None:

@@ -41,8 +41,13 @@ async def processes(database_url: str, redis_url: str, tmp_path: Path) -> AsyncI
         yield running
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("calls", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param(FEW, marks=pytest.mark.timeout(900)),
+        pytest.param(MANY, marks=pytest.mark.soak),
+    ],
+)
 async def test_garbage_is_refused_with_a_reason(processes: Processes, calls: int) -> None:
     """Random bytes and spoiled messages at each RPC get typed refusals and cost no memory."""
     for room in ROOMS:

@@ -202,7 +202,7 @@ async def test_a_proof_sees_one_moment(
 ) -> None:
     """While two processes record and correct, no proof finds what is only half written."""
     async with open_usage(usage_database, clock) as one, open_usage(usage_database, clock) as two:
-        users = [await make_account(owner, clock, credits=1000) for _ in range(3)]
+        users = [await make_account(owner, clock, credits=10**6) for _ in range(3)]
         done, proven = asyncio.Event(), 0
 
         async def call(room: UseCases) -> None:
@@ -223,9 +223,10 @@ async def test_a_proof_sees_one_moment(
                     proven += 1
 
         proving = asyncio.create_task(prove())
-        await asyncio.gather(call(one), call(two))
-        done.set()
-        await proving
+        async with asyncio.timeout(60):
+            await asyncio.gather(call(one), call(two))
+            done.set()
+            await proving
         assert proven > 10
     assert await ledger_faults(owner) == []
 

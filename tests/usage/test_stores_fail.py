@@ -122,9 +122,10 @@ def family(pid: int) -> list[int]:
 async def at_rest(load: Load) -> int:
     """Returns how many were acknowledged, once none has been for half a second."""
     count = -1
-    while count < len(load.acknowledged):
-        count = len(load.acknowledged)
-        await asyncio.sleep(0.5)
+    async with asyncio.timeout(60):
+        while count < len(load.acknowledged):
+            count = len(load.acknowledged)
+            await asyncio.sleep(0.5)
     return count
 
 

@@ -192,9 +192,14 @@ async def test_another_process_is_told_over_redis(
 
 
 async def test_a_process_listens_while_somebody_watches(
-    usage_database: Database, owner: Connection, clock: FakeClock, redis_url: str
+    usage_database: Database,
+    owner: Connection,
+    clock: FakeClock,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The last watcher's end stops it at the next message; the next watcher starts it again."""
+    monkeypatch.setattr(watching, "PUBLISH_SECONDS", 20.0)
     user_id = await make_account(owner, clock, credits=100)
     async with (
         Redis.from_url(redis_url) as one,
@@ -371,6 +376,7 @@ async def test_every_commit_is_told(
     usage_database: Database, owner: Connection, clock: FakeClock, redis_url: str
 ) -> None:
     """Each of 200 writes, one after the other, reaches the watcher, and none of them by a poll."""
+    assert watching.GATHER_SECONDS <= 0.005
     user_id = await make_account(owner, clock, credits=1000)
     async with (
         Redis.from_url(redis_url) as redis,
