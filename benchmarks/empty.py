@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
-import pygrpc_native.aio
 import uvloop
 from finity.auth.v1 import auth_pb2
 from grpc import aio
@@ -82,7 +81,7 @@ async def serve_bare(transport: str, address: str, metrics_port: int) -> None:
         count.calls += 1
         return _ANSWER
 
-    grpc_server: aio.Server = (pygrpc_native.aio if transport == "native" else aio).server()
+    grpc_server = server.native() if transport == "native" else aio.server()
     register(grpc_server, counted)
     grpc_server.add_insecure_port(address)
     await grpc_server.start()

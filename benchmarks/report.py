@@ -73,7 +73,7 @@ class Target:
 def _times(ours: Measured, theirs: Measured, name: str, wanted: float) -> Target:
     ratio = ours.ratio(theirs)
     text = f"RecordUsage (native) at least {wanted:g} times {name}, process for process"
-    return Target(text, f"{ratio:.1f} times", ratio >= wanted)
+    return Target(text, f"{ratio:.1f} times with {ours.row.in_flight} in flight", ratio >= wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,18 @@ class Report:
         ]
         return max(found, key=lambda each: each.row.in_flight, default=None)
 
+    def record(self) -> Measured | None:
+        """Returns RecordUsage at its fastest among those that keep to the p99 asked for."""
+        found = [
+            each
+            for each in self.measured
+            if (each.row.name, each.row.transport) == (RECORD, "native")
+        ]
+        quick = [each for each in found if each.p99 <= P99_TARGET]
+        if quick:
+            return max(quick, key=lambda each: each.rate)
+        return min(found, key=lambda each: each.p99, default=None)
+
     def best_peer(self, *, one_process: bool = False) -> Measured | None:
         """Returns the peer's fastest row, however many calls in flight and processes it took."""
         names = {PEER} if one_process else {each.row.name for each in self.measured}
@@ -108,7 +120,7 @@ class Report:
     def targets(self) -> list[Target]:
         """Tells which of the project's targets this run met."""
         found = []
-        record, node = self.find(RECORD, "native"), self._best(NODE_PEER)
+        record, node = self.record(), self._best(NODE_PEER)
         peer = self.best_peer(one_process=True)
         if record and peer:
             found.append(_times(record, peer, PEER, RECORD_TARGET))
@@ -176,7 +188,7 @@ class Report:
     def notes(self) -> list[str]:
         """What the columns leave out."""
         found = []
-        record, peer = self.find(RECORD, "native"), self.best_peer()
+        record, peer = self.record(), self.best_peer()
         if record and peer:
             times = f"{record.ratio(peer):.1f} times"
             found.append(f"RecordUsage, one process, is {times} the peer with a process a core.")

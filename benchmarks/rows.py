@@ -22,8 +22,9 @@ from services.auth.config import Settings
 AUTH, USAGE = "/finity.auth.v1.AuthService/", "/finity.usage.v1.UsageService/"
 RESERVATIONS = "/finity.usage.v1.ReservationService/"
 LINES, PLACES = 4, 16
-# Metered calls: a few callers, and a house full enough for any server measured to be at its peak.
+# Metered calls: from a few callers to a house that is full for any of the servers measured.
 FEW, MANY = 64, 128
+HOUSES = (FEW, MANY, 192, 256)
 # Pairs of calls: each is two flushes long.
 PAIRS_AT_ONCE = 256
 BATCH = 1000
@@ -102,7 +103,7 @@ def _records(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> 
     single = _events(usage_pb2.RecordUsageRequest(event=_event()).SerializeToString(), people)
     as_json = _events(json.dumps(_JSON, separators=(",", ":")).encode(), people)
     written = Rows("tool_usage")
-    for transport, in_flight in (("native", FEW), ("native", MANY), ("grpcio", MANY)):
+    for transport, in_flight in (*(("native", each) for each in HOUSES), ("grpcio", MANY)):
         place = bed.usage[transport]
         places = in_flight // LINES
         work = Calls("grpc", place.address, USAGE + RECORD, service, single, LINES, places)
@@ -111,12 +112,12 @@ def _records(bed: Bed, people: People, service: tuple[tuple[str, str], ...]) -> 
     counter = Handled(bed.usage["native"], RECORD)
     yield Row(RECORD, "JSON, Envoy", envoy, MANY, counter, written)
     for processes, place in bed.peers.items():
-        for in_flight in (FEW, MANY):
+        for in_flight in HOUSES:
             peer = Calls("json", place.address, "/v1/usage", (), as_json, in_flight)
             name = PEER if processes == 1 else f"{PEER}, {processes} processes"
             yield Row(name, "JSON", peer, in_flight, Rows("peer_usage"))
     if bed.node:
-        for in_flight in (FEW, MANY):
+        for in_flight in HOUSES:
             peer = Calls("json", bed.node.address, "/v1/usage", (), as_json, in_flight)
             yield Row(NODE_PEER, "JSON", peer, in_flight, Rows("peer_usage"))
     native = bed.usage["native"]

@@ -72,7 +72,7 @@ class Server:
             default_deadline=settings.default_deadline,
             max_concurrent_calls=settings.max_concurrent_calls,
         )
-        make = pygrpc_native.aio.server if settings.transport == "native" else aio.server
+        make = native if settings.transport == "native" else aio.server
         # A port that is taken is an error, unless these are several processes that share it.
         shared = ("grpc.so_reuseport", int(settings.process > 0))
         self._grpc: aio.Server = make(options=[*_OPTIONS, shared])
@@ -169,6 +169,13 @@ class Server:
         finally:
             http.shutdown()
             http.server_close()
+
+
+def native(options: Sequence[tuple[str, Any]] = ()) -> aio.Server:
+    """Makes a server of the native transport, not yet started."""
+    # One thread reads and writes all connections: handlers run on one as well, and a second woke
+    # and slept for nearly every message.
+    return pygrpc_native.aio.Server(options=options, io_threads=1)
 
 
 def run(service: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -26,11 +26,12 @@ _COMMON = {
     # Services answer for failed statements; the server reports about itself only.
     "log_min_messages": "log",
     "log_checkpoints": "off",
+    # Several processes of each room, each with its pool; a bench has those of its peers besides.
+    "max_connections": "200",
 }
-_DURABLE = {"shared_buffers": "256MB", "max_connections": "100", "max_wal_size": "2GB"}
+_DURABLE = {"shared_buffers": "256MB", "max_wal_size": "2GB"}
 _DISPOSABLE = {
     "shared_buffers": "128MB",
-    "max_connections": "200",
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
