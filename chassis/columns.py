@@ -7,8 +7,12 @@ writes. None is NULL everywhere.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
+
+from chassis.clock import EPOCH
+
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def column(values: Iterable[object]) -> str:
@@ -35,11 +39,11 @@ def arrays(lists: Iterable[Iterable[object]]) -> str:
 
 def microseconds(times: Iterable[datetime | None]) -> str:
     """
-    Returns an array of instants for `to_timestamp(t / 1e6)`, at a quarter of their spelling's cost.
+    Returns an array of instants for `to_timestamp(t / 1e6)`, at a fifth of their spelling's cost.
 
-    Exact to the microsecond until 2106, so fit for what happened.
+    Exact; to_timestamp, which counts in float8, is so to the microsecond until 2106.
     """
-    return column(None if time is None else round(time.timestamp() * 1e6) for time in times)
+    return column([None if time is None else (time - EPOCH) // _MICROSECOND for time in times])
 
 
 def _quoted(text: str) -> str:

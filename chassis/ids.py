@@ -7,11 +7,12 @@ from uuid import UUID
 
 from asyncpg.pgproto import pgproto
 
+from chassis.clock import EPOCH
+
 VERSION = 7
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 # 48 bits reach the year 10889, a datetime does not.
-_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MILLISECOND
 _VERSION_BITS = VERSION << 76
 VARIANT = 0b10
 _VARIANT_BITS = VARIANT << 62
@@ -51,7 +52,7 @@ def uuid7_time(value: UUID) -> datetime:
     bits = value.int
     if bits >> 76 & 0xF != VERSION or bits >> 62 & 0b11 != VARIANT:
         raise ValueError(f"{value} is not a UUIDv7")
-    return _EPOCH + min(bits >> 80, _LAST) * _MILLISECOND
+    return EPOCH + min(bits >> 80, _LAST) * _MILLISECOND
 
 
 def _with_random(floor: int, random: bytes) -> UUID:
@@ -64,4 +65,4 @@ def _make(bits: int) -> UUID:
 
 
 def _floor(at: datetime) -> int:
-    return ((at - _EPOCH) // _MILLISECOND) << 80 | _VERSION_BITS | _VARIANT_BITS
+    return ((at - EPOCH) // _MILLISECOND) << 80 | _VERSION_BITS | _VARIANT_BITS

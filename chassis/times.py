@@ -5,16 +5,16 @@ from datetime import UTC, datetime
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from chassis.clock import EPOCH
 from chassis.errors import FieldViolation
 from chassis.refusals import InvalidRequest
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_SECONDS = 86_400
 
 
 def to_timestamp(value: datetime) -> Timestamp:
     """Returns the wire form of an aware datetime, at a third of FromDatetime's cost."""
-    since = value - _EPOCH
+    since = value - EPOCH
     seconds = since.days * _DAY_SECONDS + since.seconds
     return Timestamp(seconds=seconds, nanos=since.microseconds * 1000)
 
