@@ -121,9 +121,6 @@ class Gate(grpc.GenericRpcHandler):
             try:
                 answered = await answer(raw, context, full=self._running > self._max_calls)
                 code = 0
-                # Whoever was answered by the same flush answers before any of them is sent: the
-                # transport then wakes and writes once for many, not for each.
-                await asyncio.sleep(0)
                 return answered
             except Refusal as refusal:
                 code = refusal.code.value

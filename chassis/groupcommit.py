@@ -69,14 +69,22 @@ class GroupCommit(Generic[Item, Result]):
 
     async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
         """Returns the items' results once they are durable; Overloaded when too many wait."""
-        size = len(items) if self._size is None else sum(map(self._size, items))
-        if self._waiting + size > self._max_waiting:
+        if not self.has_room(items):
             raise Overloaded(retry_after=RETRY_AFTER)
+        return await self.enqueue(items)
+
+    def has_room(self, items: Sequence[Item]) -> bool:
+        """Tells whether they may wait as well."""
+        return self._waiting + self._size_of(items) <= self._max_waiting
+
+    def enqueue(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
+        """Takes in items for which there is room; returns what will have their results."""
         answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+        size = self._size_of(items)
         self._tickets.append(_Ticket(items, size, answer))
         self._waiting += size
         self._wake.set()
-        return await answer
+        return answer
 
     async def run(self) -> None:
         """Flushes until cancelled; what is then not answered is cancelled too."""
@@ -90,6 +98,9 @@ class GroupCommit(Generic[Item, Result]):
         finally:
             for ticket in (*taken, *self._tickets):
                 ticket.answer.cancel()
+
+    def _size_of(self, items: Sequence[Item]) -> int:
+        return len(items) if self._size is None else sum(map(self._size, items))
 
     def _take(self) -> list[_Ticket[Item, Result]]:
         taken: list[_Ticket[Item, Result]] = []
@@ -155,19 +166,18 @@ class Lanes(Generic[Item, Result]):
         """
         Returns the items' results, in order, once they are durable.
 
-        Overloaded when too many wait in any lane; the items of others may be written then.
+        Overloaded, and none of them is written, when too many wait in any lane.
         """
         if len(items) == 1:
             return await self._lanes[self._lane_of(items[0])].submit(items)
         parts: dict[int, list[int]] = {}
         for index, item in enumerate(items):
             parts.setdefault(self._lane_of(item), []).append(index)
-        if len(parts) == 1:
-            (lane,) = parts
-            return await self._lanes[lane].submit(items)
-        answers = await asyncio.gather(
-            *(self._lanes[lane].submit([items[i] for i in part]) for lane, part in parts.items())
-        )
+        shares = [(self._lanes[lane], [items[i] for i in part]) for lane, part in parts.items()]
+        if not all(lane.has_room(share) for lane, share in shares):
+            raise Overloaded(retry_after=RETRY_AFTER)
+        # Nothing else runs since: whoever has room now has it still.
+        answers = await asyncio.gather(*(lane.enqueue(share) for lane, share in shares))
         found = {
             index: result
             for part, results in zip(parts.values(), answers, strict=True)

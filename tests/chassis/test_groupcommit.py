@@ -287,7 +287,12 @@ async def test_a_lane_waits_for_no_other() -> None:
 
 
 async def test_a_full_lane_refuses() -> None:
-    """Overloaded as soon as one lane has no room for its part."""
-    async with lanes([Flushes(), Flushes()], max_waiting=2) as beside:
-        with pytest.raises(Overloaded):
-            await beside.submit([0, 2, 4, 1])
+    """Overloaded as soon as one lane has no room for its part; no other lane gets its own."""
+    full, free = Flushes(), Flushes()
+    async with lanes([full, free], max_waiting=2) as beside:
+        for items in ([1, 0, 2, 4], [0, 2, 4, 1]):
+            with pytest.raises(Overloaded):
+                await beside.submit(items)
+        assert await beside.submit([0, 3]) == ["done 0", "done 3"]
+    assert full.batches == [[0]]
+    assert free.batches == [[3]]

@@ -115,7 +115,9 @@ class UsageServiceServicer:
 
     def RecordUsageBatch(self, request, context):
         """Records up to 1,000 tool calls. Each gets its own result, in the order
-        sent; one bad event never sinks the rest.
+        sent; one bad event never sinks the rest. OVERLOADED says that none of them is
+        recorded. Any other error of the whole batch says nothing about that: send the
+        same events again, what was recorded is a duplicate then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,9 @@ class UsageServiceStub:
     """
     RecordUsageBatch: _aio.UnaryUnaryMultiCallable[_usage_pb2.RecordUsageBatchRequest, _usage_pb2.RecordUsageBatchResponse]
     """Records up to 1,000 tool calls. Each gets its own result, in the order
-    sent; one bad event never sinks the rest.
+    sent; one bad event never sinks the rest. OVERLOADED says that none of them is
+    recorded. Any other error of the whole batch says nothing about that: send the
+    same events again, what was recorded is a duplicate then.
     """
     IngestUsage: _aio.StreamStreamMultiCallable[_usage_pb2.IngestUsageRequest, _usage_pb2.IngestUsageResponse]
     """Records batches for as long as the stream is open. Each batch is acknowledged
@@ -103,7 +105,9 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_usage_pb2.RecordUsageBatchRequest, _abc.Awaitable[_usage_pb2.RecordUsageBatchResponse]],
     ) -> _abc.Awaitable[_usage_pb2.RecordUsageBatchResponse]:
         """Records up to 1,000 tool calls. Each gets its own result, in the order
-        sent; one bad event never sinks the rest.
+        sent; one bad event never sinks the rest. OVERLOADED says that none of them is
+        recorded. Any other error of the whole batch says nothing about that: send the
+        same events again, what was recorded is a duplicate then.
         """
 
     @_abc_1.abstractmethod
