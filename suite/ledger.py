@@ -1,11 +1,13 @@
 """Proves that credit accounts add up, reading only."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from uuid import UUID
 
 from chassis.postgres import Connection
-from services.usage.domain.proofs import Check, Fault, Proven
+from services.usage.domain.proofs import Check, Fault, Proven, hour_of
 from services.usage.store import proofs
+from services.usage.store.metering import LATEST
 from suite import report
 from suite.errors import SuiteError
 
@@ -47,10 +49,11 @@ async def verify(url: str, user_id: UUID | None, *, whole: bool) -> Looked:
 async def _page(conn: Connection, looked: Looked, after: UUID, whole: bool) -> UUID | None:
     # One moment a page: accounts are each other's business in nothing.
     async with conn.transaction(isolation="repeatable_read", readonly=True):
-        page = await proofs.page_of_accounts(conn, after, PAGE)
+        now = datetime.now(UTC)
+        page = await proofs.page_of_accounts(conn, after, PAGE, hour_of(now))
         wanted = [user_id for user_id, changed in page if whole or changed]
         since = [Proven(user_id) for user_id in wanted]
-        await _look(conn, looked, since if whole else await proofs.last_proven(conn, wanted))
+        await _look(conn, looked, since if whole else await proofs.last_proven(conn, wanted, now))
     return page[-1][0] if len(page) == PAGE else None
 
 
@@ -61,4 +64,4 @@ async def _prove(conn: Connection, looked: Looked, since: list[Proven]) -> None:
 
 async def _look(conn: Connection, looked: Looked, since: list[Proven]) -> None:
     looked.accounts += len(since)
-    looked.faults += await proofs.find_faults(conn, since)
+    looked.faults += await proofs.find_faults(conn, since, LATEST)

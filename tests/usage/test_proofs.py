@@ -106,7 +106,8 @@ async def test_what_changed_is_proven_from_where_it_was(
     clock.advance(days=40)
     await usage.accounts.get_balance(user_id)
     await usage.metering.record([make_event(user_id, clock.now(), credits=150)])
-    assert (await checked(usage))[:2] == (1, [])
+    # The idle one too: the hour in which it was opened was not over when it was looked at.
+    assert (await checked(usage))[:2] == (2, [])
     version = "SELECT version FROM usage_verifications WHERE user_id = $1"
     current = "SELECT version FROM credit_accounts WHERE user_id = $1"
     for user in (user_id, idle):
@@ -145,6 +146,68 @@ async def test_a_proof_goes_on_from_the_last_good_one(
     await tamper(owner, bend.replace("- 1", "+ 1"))
     assert (await usage.proofs.verify_account(user_id)).faults == []
     assert await usage.proofs.count_unsound() == 0
+
+
+async def test_calls_are_counted_once_their_hour_is_over(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """The worker leaves the running hour to the next one, though nothing else changes by then."""
+    user_id = await make_account(owner, clock, credits=100)
+    await usage.metering.record([make_event(user_id, clock.now(), credits=7)])
+    await tamper(owner, "DELETE FROM tool_usage")
+    assert (await checked(usage))[:2] == (1, [])
+    clock.advance(hours=1)
+    assert names(await checked(usage)) == {"usage", "calls"}
+    assert (await checked(usage)).accounts == 0
+
+
+async def test_calls_that_come_late_are_counted(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """An hour whose sums changed is counted again, however long ago it was."""
+    user_id = await make_account(owner, clock, credits=100)
+    await usage.metering.record([make_event(user_id, clock.now(), credits=7)])
+    clock.advance(hours=2)
+    assert (await checked(usage))[:2] == (1, [])
+    late = make_event(user_id, clock.now() - timedelta(days=10), credits=5)
+    await usage.metering.record([late])
+    await tamper(owner, "UPDATE tool_usage SET credits_used = 4 WHERE credits_used = 5")
+    assert names(await checked(usage)) == {"usage"}
+
+
+async def lost_and_proven(usage: UseCases, owner: Connection, clock: FakeClock) -> UUID:
+    """An account whose calls were lost after they were counted."""
+    user_id = await make_account(owner, clock, credits=100)
+    await usage.metering.record([make_event(user_id, clock.now(), credits=7)])
+    clock.advance(hours=2)
+    assert (await checked(usage))[:2] == (1, [])
+    await tamper(owner, "DELETE FROM tool_usage")
+    await usage.metering.record([make_event(user_id, clock.now(), credits=1)])
+    return user_id
+
+
+async def test_every_call_is_counted_once_a_day(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """Hours that did not change are not counted with each proof; with that of the next day."""
+    user_id = await lost_and_proven(usage, owner, clock)
+    clock.advance(hours=1)
+    assert (await checked(usage))[:2] == (1, [])
+    clock.advance(days=1)
+    await usage.metering.record([make_event(user_id, clock.now(), credits=1)])
+    assert names(await checked(usage)) == {"usage", "calls"}
+
+
+async def test_every_call_is_counted_after_a_restore(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """Where transactions have lower numbers than at the last proof nothing follows from those."""
+    await lost_and_proven(usage, owner, clock)
+    await owner.execute(
+        "UPDATE usage_verifications"
+        " SET seen_xmin = ((pg_current_xact_id()::text::bigint + 1000)::text)::xid"
+    )
+    assert names(await checked(usage)) == {"usage", "calls"}
 
 
 async def test_every_account_is_reached_in_pages(

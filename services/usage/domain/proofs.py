@@ -1,7 +1,7 @@
 """What is proven of a ledger: that an account is what its entries, grants and tool calls say."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -32,6 +32,10 @@ class Check(StrEnum):
     """What is reserved is the sum of the open reservations."""
 
 
+# All calls of an account that are kept are counted so often, those of other hours when they change.
+WHOLE_EVERY = timedelta(days=1)
+
+
 class Fault(NamedTuple):
     """Two numbers of an account that should be one."""
 
@@ -53,3 +57,10 @@ class Proven:
     remaining: tuple[int, ...] = ()
     """What each of them had left."""
     at: datetime | None = None
+    xmin: int | None = None
+    """Transactions before this one were over then; None: all calls that are kept are counted."""
+
+
+def hour_of(now: datetime) -> datetime:
+    """Returns the first instant of the hour, in UTC."""
+    return now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)

@@ -6,11 +6,12 @@ from typing import NamedTuple
 from uuid import UUID
 
 from chassis.postgres import Connection
-from services.usage.domain.proofs import Fault, Proven
+from services.usage.domain.proofs import Fault, Proven, hour_of
 from services.usage.errors import AccountNotOpen
 from services.usage.service.room import Room
 from services.usage.store import accounts, metering
 from services.usage.store import proofs as store
+from services.usage.store.metering import LATEST
 
 NOBODY = UUID(int=0)
 # How many accounts one look through the ids passes, and how many are proven in one transaction.
@@ -39,7 +40,7 @@ class ProofService:
             await store.one_moment(conn)
             if not await accounts.get_balances(conn, [user_id]):
                 raise AccountNotOpen
-            return Proof(1, await self._prove(conn, [Proven(user_id)]), None)
+            return Proof(1, await self._prove(conn, [Proven(user_id)], LATEST), None)
 
     async def verify_page(self, after: UUID | None, limit: int, *, whole: bool) -> Proof:
         """
@@ -49,24 +50,32 @@ class ProofService:
         """
         async with self._room.database.transaction() as conn:
             await store.one_moment(conn)
-            page = await store.page_of_accounts(conn, after or NOBODY, limit)
+            now = self._room.clock.now()
+            page = await store.page_of_accounts(conn, after or NOBODY, limit, hour_of(now))
             wanted = [user_id for user_id, changed in page if whole or changed]
             since = [Proven(user_id) for user_id in wanted]
             if not whole:
-                since = await store.last_proven(conn, wanted)
-            faults = await self._prove(conn, since)
+                since = await store.last_proven(conn, wanted, now)
+            faults = await self._prove(conn, since, LATEST)
         return Proof(len(wanted), faults, page[-1][0] if len(page) == limit else None)
 
     async def verify_changed(self, after: UUID | None) -> Proof:
-        """The same in small steps, for the worker; nothing while another process does it."""
+        """
+        The same in small steps, for the worker; nothing while another process does it.
+
+        Calls of the running hour are counted when it is over: at any time each is then counted
+        once or twice in all, however many there are.
+        """
         async with self._room.database.transaction() as conn:
             await store.one_moment(conn)
             if not await store.is_alone(conn):
                 return Proof(0, (), None)
-            page = await store.page_of_accounts(conn, after or NOBODY, PAGE)
+            now = self._room.clock.now()
+            hour = hour_of(now)
+            page = await store.page_of_accounts(conn, after or NOBODY, PAGE, hour)
             changed = [user_id for user_id, changed in page if changed]
             batch = changed[:BATCH]
-            faults = await self._prove(conn, await store.last_proven(conn, batch))
+            faults = await self._prove(conn, await store.last_proven(conn, batch, now), hour)
         if len(changed) > len(batch):
             return Proof(len(batch), faults, batch[-1])
         return Proof(len(batch), faults, page[-1][0] if len(page) == PAGE else None)
@@ -87,14 +96,17 @@ class ProofService:
         async with self._room.database.transaction() as conn:
             return await metering.detach_partitions(conn, before, 1)
 
-    async def _prove(self, conn: Connection, since: Sequence[Proven]) -> Sequence[Fault]:
+    async def _prove(
+        self, conn: Connection, since: Sequence[Proven], until: datetime
+    ) -> Sequence[Fault]:
         if not since:
             return ()
         now = self._room.clock.now()
-        faults = await store.find_faults(conn, since)
+        faults = await store.find_faults(conn, since, until)
         wrong = {fault.user_id for fault in faults}
-        sound = [proven.user_id for proven in since if proven.user_id not in wrong]
-        await store.write_proven(conn, sound, now)
+        sound = [proven for proven in since if proven.user_id not in wrong]
+        counted = [proven.user_id for proven in sound if proven.xmin is None]
+        await store.write_proven(conn, [proven.user_id for proven in sound], counted, now)
         await store.write_faults(conn, faults, now)
         return faults
 

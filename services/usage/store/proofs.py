@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from chassis.columns import column
 from chassis.postgres import Connection
-from services.usage.domain.proofs import Check, Fault, Proven
+from services.usage.domain.proofs import WHOLE_EVERY, Check, Fault, Proven
 
 
 async def one_moment(conn: Connection) -> None:
@@ -18,34 +19,50 @@ async def one_moment(conn: Connection) -> None:
     await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
-async def page_of_accounts(conn: Connection, after: UUID, limit: int) -> list[tuple[UUID, bool]]:
-    """Returns accounts in the order of their ids, and whether each changed since it was seen."""
+async def page_of_accounts(
+    conn: Connection, after: UUID, limit: int, until: datetime
+) -> list[tuple[UUID, bool]]:
+    """
+    Returns accounts in the order of their ids, and whether each is to be looked at.
+
+    It is if it changed since it was seen, or within an hour that was not over then and is
+    `until` now.
+    """
     rows = await conn.fetch(
-        "SELECT a.user_id, a.version <> coalesce(v.seen_version, -1) AS changed"
-        " FROM (SELECT user_id, version FROM credit_accounts WHERE user_id > $1"
+        "SELECT a.user_id, a.version <> coalesce(v.seen_version, -1) OR v.seen_at < $3"
+        "  AND a.updated_at >= date_trunc('hour', v.seen_at, 'UTC') AS changed"
+        " FROM (SELECT user_id, version, updated_at FROM credit_accounts WHERE user_id > $1"
         "       ORDER BY user_id LIMIT $2) AS a"
         " LEFT JOIN usage_verifications v ON v.user_id = ANY (ARRAY[a.user_id])"
         " ORDER BY a.user_id",
         after,
         limit,
+        until,
     )
     return [(row["user_id"], row["changed"]) for row in rows]
 
 
-async def last_proven(conn: Connection, user_ids: Sequence[UUID]) -> list[Proven]:
+async def last_proven(conn: Connection, user_ids: Sequence[UUID], now: datetime) -> list[Proven]:
     """Returns where each account was last proven; from the start, if never."""
     rows = await conn.fetch(
         "SELECT u.id, coalesce(v.version, 0), coalesce(v.balance, 0), coalesce(v.granted, 0),"
-        " coalesce(v.grant_ids, '{}'), coalesce(v.remaining, '{}'), v.verified_at"
+        " coalesce(v.grant_ids, '{}'), coalesce(v.remaining, '{}'), v.verified_at,"
+        # Of a number that is not in the past, as after a restore, nothing follows.
+        " CASE WHEN v.counted_at > $2 AND age(v.seen_xmin) >= 0 THEN v.seen_xmin END"
         " FROM unnest($1::uuid[]) AS u (id)"
         " LEFT JOIN usage_verifications v ON v.user_id = ANY (ARRAY[u.id])",
         user_ids,
+        now - WHOLE_EVERY,
     )
     return [Proven(*row) for row in rows]
 
 
-async def find_faults(conn: Connection, since: Sequence[Proven]) -> list[Fault]:
-    """Returns everything that does not add up in these accounts; empty for sound ones."""
+async def find_faults(conn: Connection, since: Sequence[Proven], until: datetime) -> list[Fault]:
+    """
+    Returns everything that does not add up in these accounts; empty for sound ones.
+
+    Calls are counted in the hours before `until`.
+    """
     arguments = (
         [proven.user_id for proven in since],
         [proven.version for proven in since],
@@ -54,6 +71,8 @@ async def find_faults(conn: Connection, since: Sequence[Proven]) -> list[Fault]:
         [proven.at for proven in since],
         [grant_id for proven in since for grant_id in proven.grant_ids],
         [left for proven in since for left in proven.remaining],
+        column(proven.xmin for proven in since),
+        until,
     )
     found: list[Fault] = []
     for statement in (_ENTRIES, _GRANTS, _DRAWS, _USAGE, _HOLDS):
@@ -62,9 +81,11 @@ async def find_faults(conn: Connection, since: Sequence[Proven]) -> list[Fault]:
     return found
 
 
-async def write_proven(conn: Connection, user_ids: Sequence[UUID], now: datetime) -> None:
-    """Remembers accounts that add up as they are."""
-    await conn.execute(_WRITE_PROVEN, user_ids, now)
+async def write_proven(
+    conn: Connection, user_ids: Sequence[UUID], counted: Sequence[UUID], now: datetime
+) -> None:
+    """Remembers accounts that add up as they are; of the `counted` ones every call was counted."""
+    await conn.execute(_WRITE_PROVEN, user_ids, now, counted)
 
 
 async def write_faults(conn: Connection, faults: Sequence[Fault], now: datetime) -> None:
@@ -98,8 +119,9 @@ async def is_alone(conn: Connection) -> bool:
 # Every statement starts so: where each account was proven, and what its grants had left then.
 _SINCE = """
 WITH since AS (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[])
-        AS s (user_id, version, balance, granted, at)
+    SELECT user_id, version, balance, granted, at, xmin, $9::timestamptz AS until FROM unnest(
+        $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $8::text::xid[]
+    ) AS s (user_id, version, balance, granted, at, xmin)
 ), known AS (
     SELECT * FROM unnest($6::uuid[], $7::bigint[]) AS k (grant_id, remaining)
 )
@@ -179,30 +201,43 @@ WHERE d.amount <> 0
     AND NOT EXISTS (SELECT FROM grants g WHERE g.user_id = d.user_id AND g.id = d.grant_id)
 """
 
-# Calls come up to 35 days late: older hours do not change any more, but for corrections.
+# Calls come up to 35 days late: older hours do not change any more, but for corrections. Numbers of
+# transactions are compared by their age, which is right across half of all there are.
 _USAGE = """
 , kept AS (
-    SELECT s.user_id, greatest(
+    SELECT s.user_id, s.at, s.xmin, s.until, greatest(
         usage_kept_from(), date_trunc('hour', s.at - interval '36 days', 'UTC')
-    ) AS start
+    ) AS first
     FROM since s
+), counted AS (
+    SELECT k.user_id, k.until, CASE WHEN k.xmin IS NULL THEN k.first ELSE (
+        SELECT min(r.hour) FROM usage_rollups r
+        WHERE r.user_id = k.user_id AND r.hour >= k.first
+            AND (r.hour >= date_trunc('hour', k.at, 'UTC') OR age(r.xmin) <= age(k.xmin))
+    ) END AS start
+    FROM kept k
 )
 SELECT a.user_id, f.name, f.expected, f.found
-FROM kept k
+FROM counted k
 JOIN credit_accounts a ON a.user_id = ANY (ARRAY[k.user_id])
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(r.credits), 0) AS every,
-        coalesce(sum(r.credits) FILTER (WHERE r.hour >= k.start), 0) AS credits,
-        coalesce(sum(r.calls) FILTER (WHERE r.hour >= k.start), 0) AS calls
-    FROM usage_rollups r WHERE r.user_id = k.user_id
+        coalesce(sum(r.credits) FILTER (WHERE r.counted), 0) AS credits,
+        coalesce(sum(r.calls) FILTER (WHERE r.counted), 0) AS calls
+    FROM (
+        SELECT credits, calls, hour >= k.start AND hour < k.until AS counted
+        FROM usage_rollups WHERE user_id = k.user_id
+    ) AS r
 ) AS r
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(u.credits_used), 0) AS credits, count(*) AS calls
-    FROM tool_usage u WHERE u.user_id = k.user_id AND u."timestamp" >= k.start
+    FROM tool_usage u
+    WHERE u.user_id = k.user_id AND u."timestamp" >= k.start AND u."timestamp" < k.until
 ) AS u
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(c.credits), 0) AS credits
-    FROM usage_corrections c WHERE c.user_id = k.user_id AND c.hour >= k.start
+    FROM usage_corrections c
+    WHERE c.user_id = k.user_id AND c.hour >= k.start AND c.hour < k.until
 ) AS c
 CROSS JOIN LATERAL (VALUES
     ('used', r.every, a.used),
@@ -224,11 +259,13 @@ WHERE a.reserved <> coalesce(h.amount, 0)
 """
 
 _WRITE_PROVEN = """
-INSERT INTO usage_verifications (
-    user_id, version, balance, granted, grant_ids, remaining, verified_at, seen_version, seen_at
+INSERT INTO usage_verifications AS v (
+    user_id, version, balance, granted, grant_ids, remaining, verified_at, seen_version, seen_at,
+    seen_xmin, counted_at
 )
 SELECT a.user_id, a.version, a.granted - a.used - a.reserved, a.granted, g.ids, g.remaining,
-    $2, a.version, $2
+    $2::timestamptz, a.version, $2, pg_snapshot_xmin(pg_current_snapshot())::xid,
+    CASE WHEN a.user_id = ANY ($3::uuid[]) THEN $2 END
 FROM credit_accounts a
 CROSS JOIN LATERAL (
     SELECT coalesce(array_agg(g.id ORDER BY g.id), '{}') AS ids,
@@ -243,5 +280,6 @@ ON CONFLICT (user_id) DO UPDATE SET
     version = excluded.version, balance = excluded.balance, granted = excluded.granted,
     grant_ids = excluded.grant_ids, remaining = excluded.remaining,
     verified_at = excluded.verified_at, seen_version = excluded.seen_version,
-    seen_at = excluded.seen_at, faults = '{}'
+    seen_at = excluded.seen_at, seen_xmin = excluded.seen_xmin,
+    counted_at = coalesce(excluded.counted_at, v.counted_at), faults = '{}'
 """
