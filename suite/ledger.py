@@ -7,7 +7,6 @@ from uuid import UUID
 from chassis.postgres import Connection
 from services.usage.domain.proofs import Check, Fault, Proven, hour_of
 from services.usage.store import proofs
-from services.usage.store.metering import LATEST
 from suite import report
 from suite.errors import SuiteError
 
@@ -64,4 +63,4 @@ async def _prove(conn: Connection, looked: Looked, since: list[Proven]) -> None:
 
 async def _look(conn: Connection, looked: Looked, since: list[Proven]) -> None:
     looked.accounts += len(since)
-    looked.faults += await proofs.find_faults(conn, since, LATEST)
+    looked.faults += await proofs.find_faults(conn, since)

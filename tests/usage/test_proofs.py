@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from chassis.postgres import Connection, Database
 from chassis.refusals import Conflict
 from services.usage import worker
+from services.usage.domain.proofs import hour_of
 from services.usage.errors import UsageNotFound
 from services.usage.service import proofs as service
 from services.usage.service.ledger import Act
@@ -161,6 +162,49 @@ async def test_calls_are_counted_once_their_hour_is_over(
     assert (await checked(usage)).accounts == 0
 
 
+async def test_who_asks_gets_the_running_hour(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """VerifyLedger waits for no hour to end."""
+    user_id = await make_account(owner, clock, credits=100)
+    await usage.metering.record([make_event(user_id, clock.now(), credits=7)])
+    await tamper(owner, "DELETE FROM tool_usage")
+    assert names(await usage.proofs.verify_page(None, 10, whole=False)) == {"usage", "calls"}
+
+
+async def test_calls_dated_ahead_are_counted(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """A call may be of an hour that had not begun when its account changed."""
+    user_id = await make_account(owner, clock, credits=100)
+    hour = hour_of(clock.now()) + timedelta(hours=1)
+    clock.move_to(hour - timedelta(minutes=2))
+    ahead = make_event(user_id, hour + timedelta(minutes=2), credits=7)
+    await usage.metering.record([ahead])
+    clock.advance(minutes=3)
+    assert (await checked(usage))[:2] == (1, [])
+    await tamper(owner, "DELETE FROM tool_usage")
+    clock.advance(hours=1)
+    assert names(await checked(usage)) == {"usage", "calls"}
+
+
+async def test_what_was_being_written_is_counted_next_time(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """A transaction that is older than a proof and ends after it is not taken for proven."""
+    user_id = await make_account(owner, clock, credits=100)
+    await usage.metering.record([make_event(user_id, clock.now(), credits=7)])
+    clock.advance(hours=2)
+    assert (await checked(usage))[:2] == (1, [])
+    async with owner.transaction():
+        await owner.execute("UPDATE usage_rollups SET calls = calls + 1")
+        await usage.metering.record([make_event(user_id, clock.now(), credits=1)])
+        clock.advance(hours=1)
+        assert (await checked(usage))[:2] == (1, [])
+    await usage.metering.record([make_event(user_id, clock.now(), credits=1)])
+    assert names(await checked(usage)) == {"calls"}
+
+
 async def test_calls_that_come_late_are_counted(
     usage: UseCases, owner: Connection, clock: FakeClock
 ) -> None:
@@ -196,6 +240,17 @@ async def test_every_call_is_counted_once_a_day(
     clock.advance(days=1)
     await usage.metering.record([make_event(user_id, clock.now(), credits=1)])
     assert names(await checked(usage)) == {"usage", "calls"}
+
+
+async def test_a_loss_once_found_stays_a_fault(
+    usage: UseCases, owner: Connection, clock: FakeClock
+) -> None:
+    """Though its hour does not change, the proofs after the one that found it count it too."""
+    user_id = await lost_and_proven(usage, owner, clock)
+    assert names(await usage.proofs.verify_account(user_id)) == {"usage", "calls"}
+    await usage.metering.record([make_event(user_id, clock.now(), credits=1)])
+    assert names(await checked(usage)) == {"usage", "calls"}
+    assert await usage.proofs.count_unsound() == 1
 
 
 async def test_every_call_is_counted_after_a_restore(

@@ -32,7 +32,7 @@ class Check(StrEnum):
     """What is reserved is the sum of the open reservations."""
 
 
-# All calls of an account that are kept are counted so often, those of other hours when they change.
+# So long the calls of hours that did not change are not counted again.
 WHOLE_EVERY = timedelta(days=1)
 
 
@@ -58,7 +58,7 @@ class Proven:
     """What each of them had left."""
     at: datetime | None = None
     xmin: int | None = None
-    """Transactions before this one were over then; None: all calls that are kept are counted."""
+    """Transactions before this one were over then; None: calls of every hour are counted."""
 
 
 def hour_of(now: datetime) -> datetime:

@@ -40,7 +40,8 @@ class ProofService:
             await store.one_moment(conn)
             if not await accounts.get_balances(conn, [user_id]):
                 raise AccountNotOpen
-            return Proof(1, await self._prove(conn, [Proven(user_id)], LATEST), None)
+            now = self._room.clock.now()
+            return Proof(1, await self._prove(conn, [Proven(user_id)], now), None)
 
     async def verify_page(self, after: UUID | None, limit: int, *, whole: bool) -> Proof:
         """
@@ -56,15 +57,14 @@ class ProofService:
             since = [Proven(user_id) for user_id in wanted]
             if not whole:
                 since = await store.last_proven(conn, wanted, now)
-            faults = await self._prove(conn, since, LATEST)
+            faults = await self._prove(conn, since, now)
         return Proof(len(wanted), faults, page[-1][0] if len(page) == limit else None)
 
     async def verify_changed(self, after: UUID | None) -> Proof:
         """
         The same in small steps, for the worker; nothing while another process does it.
 
-        Calls of the running hour are counted when it is over: at any time each is then counted
-        once or twice in all, however many there are.
+        Calls of the running hour are counted when it is over: each once, and not by every proof.
         """
         async with self._room.database.transaction() as conn:
             await store.one_moment(conn)
@@ -75,7 +75,8 @@ class ProofService:
             page = await store.page_of_accounts(conn, after or NOBODY, PAGE, hour)
             changed = [user_id for user_id, changed in page if changed]
             batch = changed[:BATCH]
-            faults = await self._prove(conn, await store.last_proven(conn, batch, now), hour)
+            since = await store.last_proven(conn, batch, now)
+            faults = await self._prove(conn, since, now, hour)
         if len(changed) > len(batch):
             return Proof(len(batch), faults, batch[-1])
         return Proof(len(batch), faults, page[-1][0] if len(page) == PAGE else None)
@@ -97,11 +98,10 @@ class ProofService:
             return await metering.detach_partitions(conn, before, 1)
 
     async def _prove(
-        self, conn: Connection, since: Sequence[Proven], until: datetime
+        self, conn: Connection, since: Sequence[Proven], now: datetime, until: datetime = LATEST
     ) -> Sequence[Fault]:
         if not since:
             return ()
-        now = self._room.clock.now()
         faults = await store.find_faults(conn, since, until)
         wrong = {fault.user_id for fault in faults}
         sound = [proven for proven in since if proven.user_id not in wrong]

@@ -11,7 +11,9 @@ from uuid import UUID
 
 from chassis.columns import column
 from chassis.postgres import Connection
+from services.usage.domain.metering import NEWEST_EVENT
 from services.usage.domain.proofs import WHOLE_EVERY, Check, Fault, Proven
+from services.usage.store.metering import LATEST
 
 
 async def one_moment(conn: Connection) -> None:
@@ -25,12 +27,12 @@ async def page_of_accounts(
     """
     Returns accounts in the order of their ids, and whether each is to be looked at.
 
-    It is if it changed since it was seen, or within an hour that was not over then and is
-    `until` now.
+    It is if it changed since it was seen, or if calls may be of an hour that was not over then
+    and is `until` now.
     """
     rows = await conn.fetch(
         "SELECT a.user_id, a.version <> coalesce(v.seen_version, -1) OR v.seen_at < $3"
-        "  AND a.updated_at >= date_trunc('hour', v.seen_at, 'UTC') AS changed"
+        "  AND a.updated_at >= date_trunc('hour', v.seen_at, 'UTC') - $4::interval AS changed"
         " FROM (SELECT user_id, version, updated_at FROM credit_accounts WHERE user_id > $1"
         "       ORDER BY user_id LIMIT $2) AS a"
         " LEFT JOIN usage_verifications v ON v.user_id = ANY (ARRAY[a.user_id])"
@@ -38,6 +40,7 @@ async def page_of_accounts(
         after,
         limit,
         until,
+        NEWEST_EVENT,
     )
     return [(row["user_id"], row["changed"]) for row in rows]
 
@@ -57,7 +60,9 @@ async def last_proven(conn: Connection, user_ids: Sequence[UUID], now: datetime)
     return [Proven(*row) for row in rows]
 
 
-async def find_faults(conn: Connection, since: Sequence[Proven], until: datetime) -> list[Fault]:
+async def find_faults(
+    conn: Connection, since: Sequence[Proven], until: datetime = LATEST
+) -> list[Fault]:
     """
     Returns everything that does not add up in these accounts; empty for sound ones.
 
@@ -84,7 +89,7 @@ async def find_faults(conn: Connection, since: Sequence[Proven], until: datetime
 async def write_proven(
     conn: Connection, user_ids: Sequence[UUID], counted: Sequence[UUID], now: datetime
 ) -> None:
-    """Remembers accounts that add up as they are; of the `counted` ones every call was counted."""
+    """Remembers accounts that add up as they are; of the `counted` ones all calls were counted."""
     await conn.execute(_WRITE_PROVEN, user_ids, now, counted)
 
 
@@ -97,7 +102,8 @@ async def write_faults(conn: Connection, faults: Sequence[Fault], now: datetime)
         " JOIN credit_accounts a ON a.user_id = ANY (ARRAY[f.user_id])"
         " GROUP BY f.user_id, a.version"
         " ON CONFLICT (user_id) DO UPDATE SET seen_version = excluded.seen_version,"
-        " seen_at = excluded.seen_at, faults = excluded.faults",
+        # The next one counts everything: a part of it might not see what is wrong.
+        " seen_at = excluded.seen_at, faults = excluded.faults, counted_at = NULL",
         [fault.user_id for fault in faults],
         [fault.check for fault in faults],
         now,

@@ -138,10 +138,10 @@ class LedgerServiceServicer:
         """Proves that accounts add up: the account is the sum of its entries, which follow
         from each other; what its grants have left less its debt; each grant its amount
         less its draws; what was used the recorded calls and the sums by hour; what is
-        reserved the open reservations. Not from the start, the recorded calls are those of
-        hours that changed, of all hours once a day. A worker does the same for what
-        changed, once its hour is over; the metric finity_usage_ledger_drift counts the
-        accounts that do not add up.
+        reserved the open reservations. Unless from the start, calls are counted from the
+        first hour on that changed, and once a day those of 36 days. A worker does the same
+        for what changed, once the hour is over; the metric finity_usage_ledger_drift
+        counts the accounts that do not add up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
