@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
+import pygrpc_native.aio
 import uvloop
 from finity.auth.v1 import auth_pb2
 from grpc import aio
@@ -81,7 +82,8 @@ async def serve_bare(transport: str, address: str, metrics_port: int) -> None:
         count.calls += 1
         return _ANSWER
 
-    grpc_server = server.native() if transport == "native" else aio.server()
+    native = transport == "native"
+    grpc_server: aio.Server = pygrpc_native.aio.Server(io_threads=1) if native else aio.server()
     register(grpc_server, counted)
     grpc_server.add_insecure_port(address)
     await grpc_server.start()

@@ -59,8 +59,16 @@ class Server:
         room: str,
         authenticator: Authenticator,
         services: Sequence[ServiceDescriptor],
+        *,
+        io_threads: int = 1,
     ) -> None:
-        """ContractError if a method of `services` has no access rule or a rule does not compile."""
+        """
+        ContractError if a method of `services` has no access rule or a rule does not compile.
+
+        `io_threads` of the native transport read and write all connections. Handlers run on one
+        thread: a second one for their messages wakes and sleeps for nearly every one of them, and
+        is worth that where the cores are kept busy by others.
+        """
         self._settings = settings
         self._room = room
         self._names = [service.full_name for service in services]
@@ -72,10 +80,14 @@ class Server:
             default_deadline=settings.default_deadline,
             max_concurrent_calls=settings.max_concurrent_calls,
         )
-        make = native if settings.transport == "native" else aio.server
         # A port that is taken is an error, unless these are several processes that share it.
         shared = ("grpc.so_reuseport", int(settings.process > 0))
-        self._grpc: aio.Server = make(options=[*_OPTIONS, shared])
+        options = [*_OPTIONS, shared]
+        self._grpc: aio.Server = (
+            pygrpc_native.aio.Server(options=options, io_threads=io_threads)
+            if settings.transport == "native"
+            else aio.server(options=options)
+        )
         self.grpc = cast("aio.Server", Guarded(self._grpc, self._gate))
         """What servicers are added to."""
         self._health = health.aio.HealthServicer()
@@ -169,13 +181,6 @@ class Server:
         finally:
             http.shutdown()
             http.server_close()
-
-
-def native(options: Sequence[tuple[str, Any]] = ()) -> aio.Server:
-    """Makes a server of the native transport, not yet started."""
-    # One thread reads and writes all connections: handlers run on one as well, and a second woke
-    # and slept for nearly every message.
-    return pygrpc_native.aio.Server(options=options, io_threads=1)
 
 
 def run(service: Callable[[], Coroutine[Any, Any, None]]) -> None:

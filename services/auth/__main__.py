@@ -83,7 +83,8 @@ async def composed(settings: Settings, clock: Clock) -> AsyncIterator[server.Ser
             relying_party=settings.relying_party(),
         )
         authenticator = Authenticator(settings.service_keys, verifier)
-        grpc = server.Server(settings, ROOM, authenticator, CONTRACTS)
+        # With one, calls in a storm of logins wait behind the hashes, which fill every core.
+        grpc = server.Server(settings, ROOM, authenticator, CONTRACTS, io_threads=2)
         grpc.on_drain.append(authority.feed.close)
         add_servicers(grpc.grpc, room, verifier, authority, providers)
         sweeping = partial(sweep_forever, room)
