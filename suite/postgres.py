@@ -29,7 +29,13 @@ _COMMON = {
     # Several processes of each room, each with its pool; a bench has those of its peers besides.
     "max_connections": "200",
 }
-_DURABLE = {"shared_buffers": "256MB", "max_wal_size": "2GB"}
+_DURABLE = {
+    "shared_buffers": "256MB",
+    "max_wal_size": "2GB",
+    # So much of the log is used again. Below that its files of 16 MB are made anew, one a second
+    # under load, and every write waits some 60 ms for each.
+    "min_wal_size": "1GB",
+}
 _DISPOSABLE = {
     "shared_buffers": "128MB",
     "fsync": "off",

@@ -220,7 +220,9 @@ async def test_calls_that_come_late_are_counted(
     assert names(await checked(usage)) == {"usage"}
 
 
-OVER = "SELECT max(age(xmin)) > age(pg_snapshot_xmin(pg_current_snapshot())::xid) FROM usage_rollups"
+OVER = (
+    "SELECT max(age(xmin)) > age(pg_snapshot_xmin(pg_current_snapshot())::xid) FROM usage_rollups"
+)
 
 
 async def lost_and_proven(usage: UseCases, owner: Connection, clock: FakeClock) -> UUID:
