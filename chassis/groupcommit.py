@@ -67,24 +67,20 @@ class GroupCommit(Generic[Item, Result]):
         self._flushed = FLUSHED.labels(name)
         WAITING.labels(name).set_function(lambda: self._waiting)
 
-    async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
-        """Returns the items' results once they are durable; Overloaded when too many wait."""
+    def submit(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
+        """Returns what will have the items' results; Overloaded when too many wait."""
         if not self.has_room(items):
             raise Overloaded(retry_after=RETRY_AFTER)
-        return await self.enqueue(items)
-
-    def has_room(self, items: Sequence[Item]) -> bool:
-        """Tells whether they may wait as well."""
-        return self._waiting + self._size_of(items) <= self._max_waiting
-
-    def enqueue(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
-        """Takes in items for which there is room; returns what will have their results."""
         answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
         size = self._size_of(items)
         self._tickets.append(_Ticket(items, size, answer))
         self._waiting += size
         self._wake.set()
         return answer
+
+    def has_room(self, items: Sequence[Item]) -> bool:
+        """Tells whether they may wait as well."""
+        return self._waiting + self._size_of(items) <= self._max_waiting
 
     async def run(self) -> None:
         """Flushes until cancelled; what is then not answered is cancelled too."""
@@ -162,14 +158,17 @@ class Lanes(Generic[Item, Result]):
         self._lanes = lanes
         self._key = key
 
-    async def submit(self, items: Sequence[Item]) -> Sequence[Result]:
+    def submit(self, items: Sequence[Item]) -> Awaitable[Sequence[Result]]:
         """
-        Returns the items' results, in order, once they are durable.
+        Returns what will have the items' results, in order.
 
         Overloaded, and none of them is written, when too many wait in any lane.
         """
         if len(items) == 1:
-            return await self._lanes[self._lane_of(items[0])].submit(items)
+            return self._lanes[self._lane_of(items[0])].submit(items)
+        return self._submit_parts(items)
+
+    async def _submit_parts(self, items: Sequence[Item]) -> Sequence[Result]:
         parts: dict[int, list[int]] = {}
         for index, item in enumerate(items):
             parts.setdefault(self._lane_of(item), []).append(index)
@@ -177,7 +176,7 @@ class Lanes(Generic[Item, Result]):
         if not all(lane.has_room(share) for lane, share in shares):
             raise Overloaded(retry_after=RETRY_AFTER)
         # Nothing else runs since: whoever has room now has it still.
-        answers = await asyncio.gather(*(lane.enqueue(share) for lane, share in shares))
+        answers = await asyncio.gather(*(lane.submit(share) for lane, share in shares))
         found = {
             index: result
             for part, results in zip(parts.values(), answers, strict=True)

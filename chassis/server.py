@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
-import pygrpc_native.aio
 import structlog
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
@@ -23,7 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from prometheus_client import start_http_server
 
-from chassis import logs
+from chassis import logs, native
 from chassis.callers import Authenticator
 from chassis.contract import ContractError, methods_of, sensitive_names
 from chassis.dsn import DatabaseError
@@ -84,7 +83,7 @@ class Server:
         shared = ("grpc.so_reuseport", int(settings.process > 0))
         options = [*_OPTIONS, shared]
         self._grpc: aio.Server = (
-            pygrpc_native.aio.Server(options=options, io_threads=io_threads)
+            native.Server(options=options, io_threads=io_threads)
             if settings.transport == "native"
             else aio.server(options=options)
         )

@@ -33,6 +33,7 @@ from chassis.ids import uuid7
 from chassis.postgres import Connection, Database, open_database
 from services.usage.domain.accounts import Balance, Kind
 from services.usage.domain.holds import State
+from services.usage.domain.metering import Event
 from services.usage.domain.requests import Commit, Extend, Overage, Release, Request, Reserve
 from services.usage.service.room import lock_book
 from services.usage.service.use_cases import UseCases
@@ -166,8 +167,7 @@ class Holding(RuleBasedStateMachine):
 
     @rule(cost=st.integers(0, 10))
     def record(self, cost: int) -> None:
-        event = make_event(self.user_id, self.now, credits=cost)
-        self.bench.run(self.bench.usage.metering.record([event]))
+        self.bench.run(self.recorded(make_event(self.user_id, self.now, credits=cost)))
 
     @rule(which=st.integers(0, 8))
     def void(self, which: int) -> None:
@@ -261,6 +261,9 @@ class Holding(RuleBasedStateMachine):
         if once:
             model.answered.append((request, answer))
         return ""
+
+    async def recorded(self, event: Event) -> None:
+        await self.bench.usage.metering.record([event])
 
     async def granted(
         self, amount: int, begins: timedelta | None, lasts: timedelta | None, priority: int

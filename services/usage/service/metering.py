@@ -1,6 +1,6 @@
 """Metered tool calls: every hot write of the room, in flushes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from types import MappingProxyType
@@ -67,9 +67,9 @@ class MeteringService:
             key=attrgetter("user_id"),
         )
 
-    async def record(self, events: Sequence[Event]) -> Sequence[Result]:
-        """Meters events whose times are in the window; answers after they are durable."""
-        return await self.meter.submit(events)
+    def record(self, events: Sequence[Event]) -> Awaitable[Sequence[Result]]:
+        """Meters events whose times are in the window; there once they are durable."""
+        return self.meter.submit(events)
 
     async def list_usage(
         self,
