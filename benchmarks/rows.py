@@ -24,7 +24,7 @@ RESERVATIONS = "/finity.usage.v1.ReservationService/"
 LINES, PLACES = 4, 16
 # Metered calls: from a few callers to a house that is full for any of the servers measured.
 FEW, MANY = 64, 128
-HOUSES = (FEW, MANY, 192, 256)
+HOUSES = (FEW, MANY, 192, 256, 320)
 # Pairs of calls: each is two flushes long.
 PAIRS_AT_ONCE = 256
 BATCH = 1000

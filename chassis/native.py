@@ -57,6 +57,9 @@ class Server(pygrpc_native.aio.Server):
             if not within_limits:
                 return
             answer = await cast("_Behavior", behavior)(request, context)
+            if context.code() not in (None, grpc.StatusCode.OK):
+                self._fail(call, context, None)
+                return
             data = self._encode(call, context, answer)
             if data is not None:
                 front.respond(

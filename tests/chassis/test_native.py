@@ -1,0 +1,112 @@
+"""chassis.native: its shorter way answers a unary call as the library's own server does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pygrpc_native
+import pygrpc_native.aio
+import pytest
+from grpc import StatusCode, aio
+
+from chassis import native
+
+MOST = 100
+METADATA = (("last", "2"),)
+SAID = [
+    (b"echo", (StatusCode.OK, "", b"echo")),
+    (b"nothing", (StatusCode.OK, "", b"")),
+    (b"told", (StatusCode.OK, "", b"me")),
+    (b"metadata", (StatusCode.OK, "", b"first 1 last 2")),
+    (b"code", (StatusCode.NOT_FOUND, "gone", b"last 2")),
+    (b"abort", (StatusCode.ABORTED, "no", b"last 2")),
+    (b"raise", (StatusCode.UNKNOWN, f"Unexpected {ValueError}: of the handler", b"")),
+    (
+        b"number",
+        (StatusCode.UNKNOWN, "Unexpected <class 'TypeError'>: Expected bytes, got int", b""),
+    ),
+    (b"x" * (MOST + 1), (StatusCode.RESOURCE_EXHAUSTED, "", b"")),
+]
+
+
+@dataclass
+class Handler:
+    """Does what its request says, and remembers what became of the call."""
+
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(self, raw: bytes, context: "aio.ServicerContext[Any, Any]") -> Any:
+        context.add_done_callback(self.end)  # type: ignore[arg-type]
+        match raw:
+            case b"nothing":
+                return None
+            case b"told":
+                return str(dict(context.invocation_metadata() or ())["who"]).encode()
+            case b"metadata":
+                await context.send_initial_metadata((("first", "1"),))
+                context.set_trailing_metadata(METADATA)
+            case b"code":
+                context.set_trailing_metadata(METADATA)
+                context.set_code(StatusCode.NOT_FOUND)
+                context.set_details("gone")
+            case b"abort":
+                await context.abort(StatusCode.ABORTED, "no", METADATA)
+            case b"raise":
+                raise ValueError("of the handler")
+            case b"number":
+                return 5
+        return raw
+
+    def end(self, _: "aio.ServicerContext[Any, Any]") -> None:
+        self.done.set()
+
+
+@dataclass
+class Running:
+    """A server on one of the two, and what calls it."""
+
+    handler: Handler
+    call: "aio.UnaryUnaryMultiCallable[bytes, bytes]"
+
+
+@pytest.fixture(params=[native.Server, pygrpc_native.aio.Server], ids=["ours", "the library's"])
+async def running(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    make: Callable[..., aio.Server] = request.param
+    server, handler = make(options=[("grpc.max_receive_message_length", MOST)]), Handler()
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Do": grpc.unary_unary_rpc_method_handler(handler.answer)
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", methods),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        yield Running(handler, channel.unary_unary("/t.T/Do"))
+    await server.stop(None)
+
+
+async def said(call: "aio.UnaryUnaryCall[bytes, bytes]", sent: bytes) -> tuple[Any, str, bytes]:
+    """Code, details, and the body with what metadata of the server came along."""
+    code, details = await call.code(), await call.details()
+    metadata = [*await call.initial_metadata(), *await call.trailing_metadata()]
+    ours = " ".join(f"{key} {value!s}" for key, value in metadata if key in ("first", "last"))
+    body = b"" if code is not StatusCode.OK else await call
+    return code, details, ours.encode() if sent in (b"metadata", b"code", b"abort") else body
+
+
+@pytest.mark.parametrize(("sent", "expected"), SAID, ids=[sent[:9].decode() for sent, _ in SAID])
+async def test_it_answers_as_the_library(
+    running: Running, sent: bytes, expected: tuple[StatusCode, str, bytes]
+) -> None:
+    """Codes, details, metadata, limits and callbacks are the same on either."""
+    code, details, body = await said(running.call(sent, metadata=(("who", "me"),)), sent)
+    assert (code, body) == (expected[0], expected[2])
+    assert details == expected[1] or len(sent) > MOST
+    if len(sent) <= MOST:
+        await asyncio.wait_for(running.handler.done.wait(), 10)
+
+
+def test_it_is_written_for_this_version() -> None:
+    """It takes the place of what is not public: whoever moves the pin compares (decision 30)."""
+    assert pygrpc_native.__version__ == "0.5.0"
