@@ -68,7 +68,7 @@ class GroupCommit(Generic[Item, Result]):
         WAITING.labels(name).set_function(lambda: self._waiting)
 
     def submit(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Result]]:
-        """Returns what will have the items' results; Overloaded when too many wait."""
+        """Returns what has the results once they are durable; Overloaded when too many wait."""
         if not self.has_room(items):
             raise Overloaded(retry_after=RETRY_AFTER)
         answer: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
@@ -160,7 +160,7 @@ class Lanes(Generic[Item, Result]):
 
     def submit(self, items: Sequence[Item]) -> Awaitable[Sequence[Result]]:
         """
-        Returns what will have the items' results, in order.
+        Returns what has the items' results, in order, once they are durable.
 
         Overloaded, and none of them is written, when too many wait in any lane.
         """

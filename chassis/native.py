@@ -1,8 +1,8 @@
 """
 The native transport, with a shorter way for unary calls behind the gate.
 
-The library takes four coroutines from a message to its answer, asks for each call what kind of
-function its handler is, and copies the metadata: a tenth of what the service does for a metered
+The library takes three coroutines from a message to its handler, asks for each call what kind of
+function that is, and copies the metadata: a tenth of what the answering thread does for a metered
 call (decision 30). This is written against names of pygrpc-native 0.5.0 that are not public;
 `_run` and `_Context` of its aio.py are what to look at when its version changes.
 """
@@ -25,7 +25,7 @@ class _Context(_LibraryContext):
 
     _code = None
     _details = None
-    _initial_metadata = None
+    _initial_metadata = ()
     _initial_sent = False
     _trailing_metadata = ()
     _closed = False
@@ -38,17 +38,22 @@ class _Context(_LibraryContext):
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:  # type: ignore[override]
         return self._call.metadata
 
-    def initial_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
+    def initial_metadata(self) -> Sequence[tuple[str, str | bytes]]:
         """Returns what is to be sent before the answer."""
-        return self._initial_metadata
+        return self._initial_metadata or ()
 
 
 class Server(pygrpc_native.aio.Server):
-    """A grpc.aio.Server whose unary handlers get raw bytes if they have no deserializer."""
+    """
+    A grpc.aio.Server whose unary handlers get raw bytes if they have no deserializer.
+
+    Those must be coroutine functions. The metadata they see are plain tuples.
+    """
 
     async def _run(self, call: _Call, payload: bytes) -> None:
         behavior, front = call.handler.unary_unary, self._front
-        if behavior is None or call.handler.request_deserializer is not None or front is None:
+        raw = call.handler.request_deserializer is None and not self._interceptors
+        if behavior is None or not raw or front is None:
             await super()._run(call, payload)
             return
         context = _Context(self, call)
@@ -65,8 +70,8 @@ class Server(pygrpc_native.aio.Server):
                 front.respond(
                     call.call_id,
                     data,
-                    initial_metadata=context.initial_metadata(),
-                    trailing_metadata=context.trailing_metadata(),
+                    initial_metadata=list(context.initial_metadata()),
+                    trailing_metadata=list(context.trailing_metadata()),
                 )
         except asyncio.CancelledError:
             # Where the client left or the server stops there is nobody to tell.

@@ -32,8 +32,8 @@ _COMMON = {
 _DURABLE = {
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
-    # So much of the log is used again. Below that its files of 16 MB are made anew, one a second
-    # under load, and every write waits some 60 ms for each.
+    # So much of the log is used again. With less its files of 16 MB are made anew after a quiet
+    # time, one a second under load, and every write waits some 60 ms for each.
     "min_wal_size": "1GB",
 }
 _DISPOSABLE = {

@@ -78,7 +78,7 @@ async def running(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Do": grpc.unary_unary_rpc_method_handler(handler.answer)
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", methods),))
+    server.add_registered_method_handlers("t.T", methods)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     async with aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

@@ -17,6 +17,11 @@ from tests.running import SERVICE_KEY
 
 SAID = re.compile(r"acknowledged over (\d+) streams: (\d+) accepted, (\d+) duplicate\n")
 
+ENDED = (
+    "SELECT NOT EXISTS (SELECT FROM pg_stat_activity"
+    " WHERE datname = current_database() AND application_name = 'finity usage')"
+)
+
 
 async def client(port: int, user_id: object, count: int) -> asyncio.subprocess.Process:
     environment = os.environ | {
