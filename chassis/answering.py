@@ -1,4 +1,8 @@
-"""From raw bytes to an answer, for every call and in the order that gate.py tells."""
+"""
+From raw bytes to an answer: who calls, may they, is the request right, is there time.
+
+The gate (gate.py) does this for every call; the order is written there.
+"""
 
 import contextlib
 import time
@@ -55,8 +59,7 @@ class Answering:
         call, authorization = self._enter(method, context, self._default_deadline)
         try:
             # Before a byte of the body is read: decoding is work that strangers must not order.
-            self._let_in(full=full)
-            may_name_anyone = await self._authenticate(call, authorization)
+            may_name_anyone = await self._let_in(call, authorization, full=full)
             request = self._read(call, raw, may_name_anyone)
             with self._deadlines.until(call.ends):
                 return await behavior(request, context)
@@ -70,8 +73,7 @@ class Answering:
         """Writes what the handler yields; it has the caller's deadline or none."""
         call, authorization = self._enter(method, context, NEVER)
         try:
-            self._let_in(full=full)
-            may_name_anyone = await self._authenticate(call, authorization)
+            may_name_anyone = await self._let_in(call, authorization, full=full)
             request = self._read(call, raw, may_name_anyone)
             messages = behavior(request, context)
             with self._deadlines.until(call.ends):
@@ -92,8 +94,7 @@ class Answering:
         """Answers a stream of requests once; it has the caller's deadline or none."""
         call, authorization = self._enter(method, context, NEVER)
         try:
-            self._let_in(full=full)
-            await self._authenticate(call, authorization)
+            await self._let_in(call, authorization, full=full)
             async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
                 with self._deadlines.until(call.ends):
                     return await behavior(requests, context)
@@ -113,8 +114,7 @@ class Answering:
         """Writes what the handler yields while requests come; the caller's deadline or none."""
         call, authorization = self._enter(method, context, NEVER)
         try:
-            self._let_in(full=full)
-            await self._authenticate(call, authorization)
+            await self._let_in(call, authorization, full=full)
             async with contextlib.aclosing(self._requests(call, authorization, raws)) as requests:
                 messages = behavior(requests, context)
                 with self._deadlines.until(call.ends):
@@ -156,10 +156,11 @@ class Answering:
         enter(call)
         return call, str(metadata.get("authorization", ""))
 
-    def _let_in(self, *, full: bool) -> None:
+    async def _let_in(self, call: Call, authorization: str, *, full: bool) -> bool:
         self.draining.refuse_new()
         if full:
             raise Overloaded(retry_after=0.5)
+        return await self._authenticate(call, authorization)
 
     def _read(self, call: Call, raw: bytes, may_name_anyone: bool) -> Message:
         request = call.method.parse(raw)

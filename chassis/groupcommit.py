@@ -166,23 +166,13 @@ class Lanes(Generic[Item, Result]):
         """
         if len(items) == 1:
             return self._lanes[self._lane_of(items[0])].submit(items)
-        return self._submit_parts(items)
-
-    async def _submit_parts(self, items: Sequence[Item]) -> Sequence[Result]:
         parts: dict[int, list[int]] = {}
         for index, item in enumerate(items):
             parts.setdefault(self._lane_of(item), []).append(index)
         shares = [(self._lanes[lane], [items[i] for i in part]) for lane, part in parts.items()]
         if not all(lane.has_room(share) for lane, share in shares):
             raise Overloaded(retry_after=RETRY_AFTER)
-        # Nothing else runs since: whoever has room now has it still.
-        answers = await asyncio.gather(*(lane.submit(share) for lane, share in shares))
-        found = {
-            index: result
-            for part, results in zip(parts.values(), answers, strict=True)
-            for index, result in zip(part, results, strict=True)
-        }
-        return [found[index] for index in range(len(items))]
+        return _in_order(list(parts.values()), [lane.submit(share) for lane, share in shares])
 
     def _lane_of(self, item: Item) -> int:
         return hash(self._key(item)) % len(self._lanes)
@@ -197,3 +187,12 @@ class Lanes(Generic[Item, Result]):
 def _refuse(ticket: _Ticket[Item, Result], error: Exception) -> None:
     if not ticket.answer.done():
         ticket.answer.set_exception(error)
+
+
+async def _in_order(
+    parts: Sequence[Sequence[int]], answers: Sequence[asyncio.Future[Sequence[Result]]]
+) -> Sequence[Result]:
+    found: dict[int, Result] = {}
+    for part, results in zip(parts, await asyncio.gather(*answers), strict=True):
+        found.update(zip(part, results, strict=True))
+    return [found[index] for index in range(len(found))]

@@ -21,19 +21,7 @@ _Behavior = Callable[[bytes, aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 
 class _Context(_LibraryContext):
-    """The library's, but that what hardly any call sets is the class's until then."""
-
-    _code = None
-    _details = None
-    _initial_metadata = ()
-    _initial_sent = False
-    _trailing_metadata = ()
-    _closed = False
-    _aborted = False
-
-    def __init__(self, server: "Server", call: _Call) -> None:
-        self._server = server
-        self._call = call
+    """The library's, but that metadata are the plain tuples they came as."""
 
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:  # type: ignore[override]
         return self._call.metadata
@@ -47,7 +35,7 @@ class Server(pygrpc_native.aio.Server):
     """
     A grpc.aio.Server whose unary handlers get raw bytes if they have no deserializer.
 
-    Those must be coroutine functions. The metadata they see are plain tuples.
+    Those must be coroutine functions.
     """
 
     async def _run(self, call: _Call, payload: bytes) -> None:

@@ -49,11 +49,15 @@ async def running(
             await task
 
 
-async def submitted(queue: GroupCommit[int, str], *items: int) -> asyncio.Future[Sequence[str]]:
-    """Starts a submission and lets it reach the queue."""
-    answer = queue.submit(items)
+async def submitted(queue: GroupCommit[int, str], *items: int) -> "asyncio.Task[Sequence[str]]":
+    """Starts a caller and lets it submit."""
+
+    async def call() -> Sequence[str]:
+        return await queue.submit(items)
+
+    task = asyncio.create_task(call())
     await asyncio.sleep(0)
-    return answer
+    return task
 
 
 async def test_a_lone_call_is_flushed_at_once() -> None:

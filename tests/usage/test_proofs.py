@@ -221,7 +221,7 @@ async def test_calls_that_come_late_are_counted(
 
 
 OVER = (
-    "SELECT max(age(xmin)) > age(pg_snapshot_xmin(pg_current_snapshot())::xid) FROM usage_rollups"
+    "SELECT min(age(xmin)) > age(pg_snapshot_xmin(pg_current_snapshot())::xid) FROM usage_rollups"
 )
 
 

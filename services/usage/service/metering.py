@@ -68,7 +68,7 @@ class MeteringService:
         )
 
     def record(self, events: Sequence[Event]) -> Awaitable[Sequence[Result]]:
-        """Meters events whose times are in the window; there once they are durable."""
+        """Meters events whose times are in the window; Overloaded, else results once durable."""
         return self.meter.submit(events)
 
     async def list_usage(
