@@ -75,12 +75,15 @@ def pair_of_metrics_ports() -> int:
 
 
 async def serving(process: Process, *metrics: int) -> None:
-    """Returns once all answer on the ports of their metrics; AssertionError if they ended."""
+    """Returns once all listen, and on the ports of their metrics; AssertionError if they ended."""
 
     async def answer() -> bool:
         if process.child.returncode is not None:
             pytest.fail(f"They ended: {await process.finish()}.")
-        return all([await asyncio.to_thread(ports.answers, port) for port in metrics])
+        children = ports._children(process.child.pid)
+        # A process serves its metrics before its calls.
+        listening = [ports.is_listening(child, process.port) for child in children]
+        return all(listening) and all(ports.answers(port) for port in metrics)
 
     await eventually(answer, seconds=30)
 
