@@ -1,13 +1,15 @@
 """
-The native transport, with a shorter way for unary calls behind the gate.
+The native transport, with a shorter way for calls to the loop and for unary ones from there.
 
 The library takes three coroutines from a message to its handler, asks for each call what kind of
 function that is, and copies the metadata: a tenth of what the answering thread does for a metered
-call (decision 30). This is written against names of pygrpc-native 0.5.0 that are not public;
-`_run` and `_Context` of its aio.py are what to look at when its version changes.
+call (decision 30). And a thread that tells the loop of its calls is in its way. This is
+written against names of pygrpc-native 0.5.0 that are not public; `_run`, `_dispatch`,
+`_on_events` and `_Context` of its aio.py are what to look at when its version changes.
 """
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from grpc import aio
 from pygrpc_native.aio import _Call
 from pygrpc_native.aio import _Context as _LibraryContext
 
+_AT_ONCE = 64
 _Behavior = Callable[[bytes, aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 
@@ -37,6 +40,37 @@ class Server(pygrpc_native.aio.Server):
 
     Those must be coroutine functions.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle = threading.Semaphore(0)
+
+    def _dispatch(self) -> None:
+        """Waits for calls in a thread of its own, as long as the loop does not look for them."""
+        front, loop = self._front, self._loop
+        if front is None or loop is None:
+            raise RuntimeError("the server was not started")
+        while (events := front.recv_batch_details(_AT_ONCE)) is not None:
+            try:
+                loop.call_soon_threadsafe(self._on_events, events)
+            except RuntimeError:
+                # The loop was closed without stop().
+                front.close()
+                return
+            self._idle.acquire()
+
+    def _on_events(self, events: list[Any]) -> None:
+        try:
+            super()._on_events(events)
+        finally:
+            # After what these calls do first: by then there are more of them, if there are many.
+            asyncio.get_running_loop().call_soon(self._look_for_more)
+
+    def _look_for_more(self) -> None:
+        if self._front is not None and (events := self._front.recv_batch_details(_AT_ONCE, 0)):
+            self._on_events(events)
+        else:
+            self._idle.release()
 
     async def _run(self, call: _Call, payload: bytes) -> None:
         behavior, front = call.handler.unary_unary, self._front

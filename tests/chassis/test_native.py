@@ -159,6 +159,35 @@ async def test_a_stop_ends_what_is_under_way(running: Running) -> None:
     assert ended.value.code() is StatusCode.UNAVAILABLE
 
 
+async def test_many_calls_at_once_are_all_answered(running: Running) -> None:
+    """However many come while the loop is busy with others, and again after a silence."""
+    for _ in range(3):
+        answers = await asyncio.wait_for(
+            asyncio.gather(*(said(running.call(b"echo"), b"echo") for _ in range(500))), 30
+        )
+        assert set(answers) == {(StatusCode.OK, "", b"echo")}
+
+
+async def test_a_batch_that_fails_is_not_the_last(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with some calls, the server goes on to take others."""
+    take = pygrpc_native.aio.Server._on_events
+    failed = asyncio.Event()
+
+    def fail_once(self: pygrpc_native.aio.Server, events: list[Any]) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("of the transport")
+        take(self, events)
+
+    monkeypatch.setattr(pygrpc_native.aio.Server, "_on_events", fail_once)
+    lost = running.call(b"echo", timeout=30)
+    await asyncio.wait_for(failed.wait(), 10)
+    assert await said(running.call(b"echo", timeout=10), b"echo") == (StatusCode.OK, "", b"echo")
+    lost.cancel()
+
+
 def test_it_is_written_for_this_version() -> None:
     """It takes the place of what is not public: whoever moves the pin compares (decision 30)."""
     assert pygrpc_native.__version__ == "0.5.0"

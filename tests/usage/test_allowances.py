@@ -24,6 +24,7 @@ from services.usage.store import accounts
 from suite.ports import free_port
 from tests.factories import (
     at_once,
+    drop_guards,
     ledger_faults,
     make_account,
     make_event,
@@ -323,7 +324,7 @@ async def test_without_the_guards_it_is_granted_more_than_once(
         ("credit_accounts", "credit_accounts_parts_are_not_negative"),
     ):
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     # One that keeps nobody out.
     monkeypatch.setattr(accounts, "LOCK", "FOR KEY SHARE")
 

@@ -16,6 +16,7 @@ from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
     at_once,
+    drop_guards,
     ledger_faults,
     make_account,
     make_event,
@@ -132,7 +133,7 @@ async def test_without_the_lock_and_the_condition_it_is_closed_twice(
         " DROP CONSTRAINT credit_accounts_not_overdrawn"
     )
     await owner.execute("ALTER TABLE credit_entries DROP CONSTRAINT credit_entries_version_key")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     monkeypatch.setattr(accounts, "LOCK", "")
     write, looked = accounts.write_books, asyncio.Barrier(2)
 

@@ -20,6 +20,7 @@ from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
     at_once,
+    drop_guards,
     ledger_faults,
     make_account,
     make_event,
@@ -189,7 +190,7 @@ async def test_without_the_lock_it_is_voided_twice(
     user_id = await make_account(owner, clock, credits=100)
     grant_id = await owner.fetchval("SELECT id FROM credit_grants")
     await owner.execute("ALTER TABLE credit_entries DROP CONSTRAINT credit_entries_version_key")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     monkeypatch.setattr(accounts, "LOCK", "")
     write, looked = accounts.write_books, asyncio.Barrier(2)
 
@@ -426,7 +427,7 @@ async def test_without_the_lock_more_would_come_back(
         ("credit_accounts", "credit_accounts_parts_are_not_negative"),
     ):
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     monkeypatch.setattr(accounts, "LOCK", "")
 
     async def breaks() -> bool:

@@ -14,6 +14,7 @@ from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts
 from tests.factories import (
     at_once,
+    drop_guards,
     ledger_faults,
     make_account,
     open_usage,
@@ -64,7 +65,7 @@ async def test_without_the_guards_they_would_hold_more(
         ("credit_entries", "credit_entries_version_key"),
     ):
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     monkeypatch.setattr(accounts, "LOCK", "")
 
     async def too_many() -> bool:
@@ -120,7 +121,7 @@ async def test_without_the_guards_several_would_be_done(
         ("tool_usage", "tool_usage_pkey"),
     ):
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     monkeypatch.setattr(accounts, "LOCK", "")
 
     async def several() -> bool:

@@ -20,6 +20,7 @@ from services.usage.service.use_cases import UseCases
 from services.usage.store import accounts, optimistic
 from tests.factories import (
     at_once,
+    drop_guards,
     ledger_faults,
     make_account,
     make_event,
@@ -311,7 +312,7 @@ async def test_without_the_guards_they_would_overspend(
         ("credit_entries", "credit_entries_version_key"),
     ):
         await owner.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    await owner.execute("DROP TRIGGER credit_accounts_balance ON credit_accounts")
+    await drop_guards(owner)
     monkeypatch.setattr(accounts, "LOCK", "")
     unguarded = optimistic.WRITE_USE.replace(" AND a.xmin = s.seen", "").replace("SKIP LOCKED", "")
     assert "s.seen\n" not in unguarded

@@ -192,6 +192,55 @@ async def test_the_database_refuses_a_negative_account(
         await conn.execute(change)
 
 
+MISPLACED = {
+    "of nobody": ("nobody", 10, 10, 1),
+    "of a user without an account": ("without", 10, 10, 1),
+    "before the first one": ("with", 10, 10, 0),
+    "that leaves one out": ("with", -1, 9, 3),
+    "that takes more than it says": ("with", -1, 8, 2),
+}
+
+
+@pytest.mark.parametrize("entry", MISPLACED.values(), ids=MISPLACED)
+async def test_the_database_refuses_an_entry_that_follows_none(
+    conn: Connection, clock: FakeClock, entry: tuple[str, int, int, int]
+) -> None:
+    """Even SQL written by hand cannot add an entry but after the last one of its account."""
+    users = {
+        "with": await make_account(conn, clock, credits=10),
+        "without": (await make_user(conn, clock)).id,
+        "nobody": uuid4(),
+    }
+    whose, amount, after, version = entry
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await conn.execute(_INSERT_ENTRIES, users[whose], [amount], [after], [version])
+    assert caught.value.constraint_name == "credit_entries_follow"
+
+
+_INSERT_ENTRIES = (
+    "INSERT INTO credit_entries (id, user_id, kind, amount, balance_after, version, created_at)"
+    " SELECT gen_random_uuid(), $1, 'adjust', amount, after, version, now()"
+    " FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS e (amount, after, version)"
+)
+
+
+async def test_entries_of_one_statement_follow_each_other(
+    conn: Connection, clock: FakeClock
+) -> None:
+    """Each of them is compared, not the last alone."""
+    user_id = await make_account(conn, clock, credits=10)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await conn.execute(_INSERT_ENTRIES, user_id, [-1, -1], [7, 8], [2, 3])
+
+
+async def test_an_entry_follows_those_of_its_own_statement(
+    conn: Connection, clock: FakeClock
+) -> None:
+    """Whatever order they are written in."""
+    user_id = await make_account(conn, clock, credits=10)
+    await conn.execute(_INSERT_ENTRIES, user_id, [-1, -1], [8, 9], [3, 2])
+
+
 async def test_an_account_has_one_entry_a_version(conn: Connection, clock: FakeClock) -> None:
     """Two writers that read the same version cannot both write."""
     user_id = await make_account(conn, clock, credits=10)
