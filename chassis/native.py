@@ -9,6 +9,7 @@ written against names of pygrpc-native 0.5.0 that are not public; `_run`, `_disp
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ from typing import Any, cast
 import grpc
 import pygrpc_native.aio
 from grpc import aio
+from pygrpc_native import EVENT_CANCEL
 from pygrpc_native.aio import _Call
 from pygrpc_native.aio import _Context as _LibraryContext
 
@@ -62,9 +64,20 @@ class Server(pygrpc_native.aio.Server):
     def _on_events(self, events: list[Any]) -> None:
         try:
             super()._on_events(events)
+            for kind, call_id, *_ in events:
+                if kind == EVENT_CANCEL:
+                    self._forget_unbegun(call_id)
         finally:
             # After what these calls do first: by then there are more of them, if there are many.
             asyncio.get_running_loop().call_soon(self._look_for_more)
+
+    def _forget_unbegun(self, call_id: int) -> None:
+        call = self._calls.get(call_id)
+        if call is None or call.task is None:
+            return
+        # What ends before its first step never comes to where a call is taken out.
+        if inspect.getcoroutinestate(call.task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]
+            del self._calls[call_id]
 
     def _look_for_more(self) -> None:
         if self._front is not None and (events := self._front.recv_batch_details(_AT_ONCE, 0)):

@@ -10,6 +10,7 @@ import pygrpc_native
 import pygrpc_native.aio
 import pytest
 from grpc import StatusCode, aio
+from pygrpc_native import EVENT_CALL, EVENT_CANCEL
 
 from chassis import native
 
@@ -145,6 +146,19 @@ async def test_a_handler_learns_that_its_caller_left(running: Running) -> None:
     await asyncio.wait_for(running.handler.left.wait(), 10)
     await asyncio.wait_for(running.handler.done.wait(), 10)
     assert running.handler.told_so
+
+
+async def test_a_call_that_was_given_up_before_it_began_leaves_nothing(running: Running) -> None:
+    """Its caller may leave while the loop is busy with others; the library keeps it for good."""
+    server: Any = running.server
+    details = ((), "ipv4:127.0.0.1:1", None)
+    server._on_events(
+        [(EVENT_CALL, 10**6, 0, b"echo", None, details), (EVENT_CANCEL, 10**6, 0, None, None, None)]
+    )
+    await asyncio.sleep(0.01)
+    assert len(server._calls) == (0 if running.module == native.__name__ else 1)
+    assert running.handler.kind is object
+    assert await said(running.call(b"echo"), b"echo") == (StatusCode.OK, "", b"echo")
 
 
 async def test_a_stop_ends_what_is_under_way(running: Running) -> None:
