@@ -1,9 +1,9 @@
 """
 Migrations: plain SQL files of each room, applied once, in order, by whoever comes first.
 
-`<room>/migrations/0001_create_users.sql` runs in one transaction as the room's
-owner role. An advisory lock makes concurrent starts wait for each other, a
-checksum finds files that were edited after they had run.
+`<room>/migrations/0001_create_users.sql` runs in one transaction as the room's owner role.
+An advisory lock makes concurrent starts wait for each other, a checksum finds files that were
+edited after they had run.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from chassis.roles import create_history, create_roles, create_schema, owner_of
 
 # One number for the suite, so that two rooms never migrate at once.
 LOCK = 0x46494E495459
+LOCK_SECONDS = 2  # whoever reads a table waits behind a file that waits for it
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
 
@@ -143,12 +144,12 @@ async def _pending(conn: Connection, rooms: Sequence[Room]) -> list[Migration]:
 async def _states(conn: Connection, rooms: Sequence[Room]) -> list[State]:
     applied = {}
     if await conn.fetchval("SELECT to_regclass('finity_migrations') IS NOT NULL"):
-        for row in await conn.fetch(
+        rows = await conn.fetch(
             "SELECT room, version, name, checksum, applied_at FROM finity_migrations"
             " WHERE room = ANY($1) ORDER BY room, version",
             [room.name for room in rooms],
-        ):
-            applied[row["room"], row["version"]] = row
+        )
+        applied = {(row["room"], row["version"]): row for row in rows}
     states = []
     for room in rooms:
         for migration in load(room):
@@ -168,8 +169,14 @@ async def _run(conn: Connection, migration: Migration) -> None:
     async with conn.transaction():
         try:
             await conn.execute(f"SET LOCAL ROLE {owner_of(migration.room)}")
+            await conn.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
             await conn.execute(migration.sql)
             await conn.execute("RESET ROLE")
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            raise MigrationError(
+                f"{migration} waited too long for a table that is in use, and left all as it was."
+                " Run `finity migrate` again when the database is less busy."
+            ) from error
         except asyncpg.PostgresError as error:
             raise MigrationError(f"{migration} failed: {error}") from error
         await conn.execute(

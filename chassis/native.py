@@ -2,14 +2,14 @@
 The native transport, with a shorter way for calls to the loop and for unary ones from there.
 
 The library takes three coroutines from a message to its handler, asks for each call what kind of
-function that is, and copies the metadata: a tenth of what the answering thread does for a metered
-call (decision 30). And a thread that tells the loop of its calls is in its way. This is
-written against names of pygrpc-native 0.5.0 that are not public; `_run`, `_dispatch`,
-`_on_events` and `_Context` of its aio.py are what to look at when its version changes.
+function the handler is, and copies the metadata: a tenth of what the answering thread does for a
+metered call. Its own thread, which tells the loop of calls, takes the interpreter from the loop
+for each few of them (decision 30). This module is written against names of pygrpc-native 0.5.0
+that are not public: `_run`, `_dispatch`, `_on_events`, `_Context` and `_Call` of its aio.py are
+what to compare when its version changes.
 """
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -21,7 +21,9 @@ from pygrpc_native import EVENT_CANCEL
 from pygrpc_native.aio import _Call
 from pygrpc_native.aio import _Context as _LibraryContext
 
+# The library's number. A call that was given up while more than these wait before it still begins.
 _AT_ONCE = 64
+_CLOSED_SECONDS = 1
 _Behavior = Callable[[bytes, aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 
@@ -45,7 +47,10 @@ class Server(pygrpc_native.aio.Server):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._idle = threading.Semaphore(0)
+        # Held but for the moment in which the loop, out of calls, lets the waiting thread go on:
+        # so at any time one of the two looks for calls, and a batch comes after those before it.
+        self._idle = threading.Lock()
+        self._idle.acquire()
 
     def _dispatch(self) -> None:
         """Waits for calls in a thread of its own, as long as the loop does not look for them."""
@@ -53,31 +58,32 @@ class Server(pygrpc_native.aio.Server):
         if front is None or loop is None:
             raise RuntimeError("the server was not started")
         while (events := front.recv_batch_details(_AT_ONCE)) is not None:
-            try:
-                loop.call_soon_threadsafe(self._on_events, events)
-            except RuntimeError:
-                # The loop was closed without stop().
+            if not self._hand_over(loop, events):
                 front.close()
                 return
-            self._idle.acquire()
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, events: list[Any]) -> bool:
+        """Sleeps until the loop has no more calls; False if it was closed without stop()."""
+        try:
+            loop.call_soon_threadsafe(self._on_events, events)
+        except RuntimeError:
+            return False
+        while not self._idle.acquire(timeout=_CLOSED_SECONDS):
+            if loop.is_closed():
+                return False
+        return True
 
     def _on_events(self, events: list[Any]) -> None:
+        given_up = {event[1] for event in events if event[0] == EVENT_CANCEL}
+        if given_up:
+            # A task that is cancelled before its first step never comes to where the library
+            # forgets its call: a call that came with its end is not begun.
+            events = [e for e in events if e[0] == EVENT_CANCEL or e[1] not in given_up]
         try:
             super()._on_events(events)
-            for kind, call_id, *_ in events:
-                if kind == EVENT_CANCEL:
-                    self._forget_unbegun(call_id)
         finally:
             # After what these calls do first: by then there are more of them, if there are many.
             asyncio.get_running_loop().call_soon(self._look_for_more)
-
-    def _forget_unbegun(self, call_id: int) -> None:
-        call = self._calls.get(call_id)
-        if call is None or call.task is None:
-            return
-        # What ends before its first step never comes to where a call is taken out.
-        if inspect.getcoroutinestate(call.task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type]
-            del self._calls[call_id]
 
     def _look_for_more(self) -> None:
         if self._front is not None and (events := self._front.recv_batch_details(_AT_ONCE, 0)):

@@ -311,6 +311,9 @@ async def ledger_faults(conn: Connection) -> Sequence[str]:
 
 # Each query finds something only where its invariant is broken.
 _INVARIANTS = {
+    "an entry has an account": """
+        SELECT true FROM credit_entries e WHERE NOT EXISTS (
+        SELECT FROM credit_accounts a WHERE a.user_id = e.user_id) LIMIT 1""",
     "used + reserved = sum of what was used, held and given back": """
         SELECT true FROM credit_accounts a WHERE used + reserved <> (
         SELECT coalesce(-sum(amount), 0) FROM credit_entries e WHERE e.user_id = a.user_id

@@ -145,6 +145,28 @@ async def test_a_failing_file_leaves_nothing_behind(empty_database_url: str, roo
     assert await apply(empty_database_url, room) == ["probe 0003 bad"]
 
 
+async def test_a_file_does_not_wait_for_long(
+    empty_database_url: str, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file would change may be in use: it gives way, says so, and runs another time."""
+    await apply(empty_database_url, room)
+    write(room.directory, "0003_more.sql", "ALTER TABLE things ADD name text;")
+    monkeypatch.setattr(migrate, "LOCK_SECONDS", 0.05)
+    reader = await connect(empty_database_url)
+    try:
+        async with reader.transaction():
+            await reader.execute("SELECT id FROM things")
+            with pytest.raises(MigrationError) as refused:
+                await asyncio.wait_for(apply(empty_database_url, room), 30)
+    finally:
+        await reader.close()
+    assert str(refused.value) == (
+        "probe 0003 more waited too long for a table that is in use, and left all as it was."
+        " Run `finity migrate` again when the database is less busy."
+    )
+    assert await apply(empty_database_url, room) == ["probe 0003 more"]
+
+
 async def test_a_service_starts_only_on_a_current_database(
     empty_database_url: str, room: Room
 ) -> None:

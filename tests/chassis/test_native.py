@@ -1,6 +1,7 @@
 """chassis.native: its shorter way answers a unary call as the library's own server does."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,7 +157,10 @@ async def test_a_call_that_was_given_up_before_it_began_leaves_nothing(running: 
         [(EVENT_CALL, 10**6, 0, b"echo", None, details), (EVENT_CANCEL, 10**6, 0, None, None, None)]
     )
     await asyncio.sleep(0.01)
-    assert len(server._calls) == (0 if running.module == native.__name__ else 1)
+    ours = running.module == native.__name__
+    assert len(server._calls) == (0 if ours else 1)
+    # No thread waits for the end of what it did not hand over.
+    assert not ours or server._idle.acquire(blocking=False)
     assert running.handler.kind is object
     assert await said(running.call(b"echo"), b"echo") == (StatusCode.OK, "", b"echo")
 
@@ -200,6 +204,36 @@ async def test_a_batch_that_fails_is_not_the_last(
     await asyncio.wait_for(failed.wait(), 10)
     assert await said(running.call(b"echo", timeout=10), b"echo") == (StatusCode.OK, "", b"echo")
     lost.cancel()
+
+
+def test_a_loop_that_is_closed_leaves_no_open_port() -> None:
+    """Nor a thread, where it was not stopped before and has calls that nobody will answer."""
+
+    async def start() -> tuple[aio.Server, int]:
+        server = native.Server()
+        server.add_registered_method_handlers(
+            "t.T", {"Do": grpc.unary_unary_rpc_method_handler(Handler().answer)}
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    before = set(threading.enumerate())
+    loop = asyncio.new_event_loop()
+    server, port = loop.run_until_complete(start())
+    (waiting,) = {t for t in threading.enumerate() if t not in before}
+    handed_over = threading.Event()
+    loop.call_soon_threadsafe = lambda *_: handed_over.set()  # type: ignore[method-assign, assignment]
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        do: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/t.T/Do")
+        call = do.future(b"echo", timeout=30)
+        assert handed_over.wait(10)
+        loop.close()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        assert call.code() is StatusCode.UNAVAILABLE
+    del server
 
 
 def test_it_is_written_for_this_version() -> None:

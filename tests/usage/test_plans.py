@@ -120,15 +120,20 @@ async def test_statements_planned_before_the_first_row_use_the_right_index(
     }
 
 
-async def test_the_balance_guard_reads_two_entries_an_account(
+async def test_the_guards_read_two_entries_an_account(
     alone: Database, owner: Connection, clock: FakeClock
 ) -> None:
-    """Planned before the first entry it does not read them all, which no plan of ours shows."""
+    """Planned before the first entry they do not read them all, which no plan of ours shows."""
     await owner.execute("VACUUM ANALYZE")
     async with open_usage(alone, clock) as usage:
         async with alone.connection() as conn:
-            # As a sweep of an empty house does: the guard runs, and is planned, for no account.
+            # As a sweep of an empty house does: the guards run, and are planned, for no account.
             await conn.execute("UPDATE credit_accounts SET version = version")
+            await conn.execute(
+                "INSERT INTO credit_entries (id, user_id, kind, amount, balance_after, version,"
+                " created_at) SELECT user_id, user_id, 'grant', 1, 1, 1, now()"
+                " FROM credit_accounts WHERE false"
+            )
         users = [await make_account(owner, clock, credits=100) for _ in range(20)]
         await usage.metering.record([make_event(user_id, clock.now()) for user_id in users])
         async with alone.connection() as conn:

@@ -198,6 +198,7 @@ MISPLACED = {
     "before the first one": ("with", 10, 10, 0),
     "that leaves one out": ("with", -1, 9, 3),
     "that takes more than it says": ("with", -1, 8, 2),
+    "that begins with more than it says": ("new", 10, 11, 1),
 }
 
 
@@ -208,6 +209,7 @@ async def test_the_database_refuses_an_entry_that_follows_none(
     """Even SQL written by hand cannot add an entry but after the last one of its account."""
     users = {
         "with": await make_account(conn, clock, credits=10),
+        "new": await make_account(conn, clock),
         "without": (await make_user(conn, clock)).id,
         "nobody": uuid4(),
     }
@@ -227,10 +229,11 @@ _INSERT_ENTRIES = (
 async def test_entries_of_one_statement_follow_each_other(
     conn: Connection, clock: FakeClock
 ) -> None:
-    """Each of them is compared, not the last alone."""
+    """Each of them is compared: here the last one is right, for the one before it."""
     user_id = await make_account(conn, clock, credits=10)
-    with pytest.raises(asyncpg.CheckViolationError):
-        await conn.execute(_INSERT_ENTRIES, user_id, [-1, -1], [7, 8], [2, 3])
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await conn.execute(_INSERT_ENTRIES, user_id, [-1, -1], [8, 7], [2, 3])
+    assert caught.value.constraint_name == "credit_entries_follow"
 
 
 async def test_an_entry_follows_those_of_its_own_statement(
