@@ -8,7 +8,7 @@ fails for one caller's sake is split, so that it fails for that caller alone.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -63,6 +63,8 @@ class GroupCommit(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._tickets: deque[_Ticket[Item, Result]] = deque()
         self._waiting = 0
+        self._taken: list[_Ticket[Item, Result]] = []
+        self._last_size = 0
         self._wake = asyncio.Event()
         self._flushed = FLUSHED.labels(name)
         WAITING.labels(name).set_function(lambda: self._waiting)
@@ -82,17 +84,22 @@ class GroupCommit(Generic[Item, Result]):
         """Tells whether they may wait as well."""
         return self._waiting + self._size_of(items) <= self._max_waiting
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is being written."""
+        return bool(self._tickets or self._taken)
+
     async def run(self) -> None:
         """Flushes until cancelled; what is then not answered is cancelled too."""
-        taken: list[_Ticket[Item, Result]] = []
         try:
             while True:
                 await self._wake.wait()
-                taken = self._take()
-                if taken:
-                    await self._settle(taken)
+                self._taken = self._take()
+                if self._taken:
+                    await self._settle(self._taken)
+                    self._taken = []
         finally:
-            for ticket in (*taken, *self._tickets):
+            for ticket in (*self._taken, *self._tickets):
                 ticket.answer.cancel()
 
     def _size_of(self, items: Sequence[Item]) -> int:
@@ -100,7 +107,9 @@ class GroupCommit(Generic[Item, Result]):
 
     def _take(self) -> list[_Ticket[Item, Result]]:
         taken: list[_Ticket[Item, Result]] = []
-        room = self._max_flush
+        # Callers come back together. If each flush took whatever waits, those of many and those of
+        # next to nobody would take turns; so half of them are written while the others come back.
+        most = room = min(self._max_flush, (self._waiting + self._last_size + 1) // 2)
         while self._tickets and (not taken or self._tickets[0].size <= room):
             ticket = self._tickets.popleft()
             self._waiting -= ticket.size
@@ -110,6 +119,7 @@ class GroupCommit(Generic[Item, Result]):
                 room -= ticket.size
         if not self._tickets:
             self._wake.clear()
+        self._last_size = most - room
         return taken
 
     async def _settle(self, tickets: list[_Ticket[Item, Result]]) -> None:
@@ -142,57 +152,6 @@ class GroupCommit(Generic[Item, Result]):
             start = end
 
 
-class Lanes(Generic[Item, Result]):
-    """
-    Several queues beside each other, each with one flush under way; `run` must be running.
-
-    Items of one key are always of one lane, so that no two flushes of this process
-    wait for each other, and while one is with the database the next is prepared.
-    """
-
-    def __init__(
-        self,
-        lanes: Sequence[GroupCommit[Item, Result]],
-        key: Callable[[Item], Hashable],
-    ) -> None:
-        self._lanes = lanes
-        self._key = key
-
-    def submit(self, items: Sequence[Item]) -> Awaitable[Sequence[Result]]:
-        """
-        Returns what has the items' results, in order, once they are durable.
-
-        Overloaded, and none of them is written, when too many wait in any lane.
-        """
-        if len(items) == 1:
-            return self._lanes[self._lane_of(items[0])].submit(items)
-        parts: dict[int, list[int]] = {}
-        for index, item in enumerate(items):
-            parts.setdefault(self._lane_of(item), []).append(index)
-        shares = [(self._lanes[lane], [items[i] for i in part]) for lane, part in parts.items()]
-        if not all(lane.has_room(share) for lane, share in shares):
-            raise Overloaded(retry_after=RETRY_AFTER)
-        return _in_order(list(parts.values()), [lane.submit(share) for lane, share in shares])
-
-    def _lane_of(self, item: Item) -> int:
-        return hash(self._key(item)) % len(self._lanes)
-
-    async def run(self) -> None:
-        """Flushes until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for lane in self._lanes:
-                group.create_task(lane.run())
-
-
 def _refuse(ticket: _Ticket[Item, Result], error: Exception) -> None:
     if not ticket.answer.done():
         ticket.answer.set_exception(error)
-
-
-async def _in_order(
-    parts: Sequence[Sequence[int]], answers: Sequence[asyncio.Future[Sequence[Result]]]
-) -> Sequence[Result]:
-    found: dict[int, Result] = {}
-    for part, results in zip(parts, await asyncio.gather(*answers), strict=True):
-        found.update(zip(part, results, strict=True))
-    return [found[index] for index in range(len(found))]

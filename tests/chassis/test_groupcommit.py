@@ -6,32 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from chassis.groupcommit import ATTEMPTS, RETRY_AFTER, GroupCommit, Lanes
+from chassis.groupcommit import ATTEMPTS, RETRY_AFTER, GroupCommit
 from chassis.refusals import Conflict, DatabaseUnavailable, InvalidRequest, Overloaded
-
-POISON = -1
-
-
-class Flushes:
-    """A flush that remembers what it was given and waits while `open` is not set."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.started = asyncio.Event()
-        self.conflicts = 0
-
-    async def flush(self, items: Sequence[int]) -> Sequence[str]:
-        self.batches.append(list(items))
-        self.started.set()
-        await self.open.wait()
-        if self.conflicts:
-            self.conflicts -= 1
-            raise Conflict
-        if POISON in items:
-            raise ValueError("an item that no statement takes")
-        return [f"done {item}" for item in items]
+from tests.chassis.flushes import POISON, Flushes
 
 
 @contextlib.asynccontextmanager
@@ -92,6 +69,29 @@ async def test_calls_gather_while_a_flush_runs() -> None:
     assert flushes.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+async def test_callers_that_come_back_are_flushed_by_halves() -> None:
+    """Flushes of many and of few do not take turns: each takes as much as the one before it."""
+    flushes = Flushes()
+
+    async def slowly(items: Sequence[int]) -> Sequence[str]:
+        flushes.batches.append(list(items))
+        # As long as it takes those of the last one to come back.
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return [""] * len(items)
+
+    flushes.flush = slowly  # type: ignore[method-assign]
+    async with running(flushes) as queue:
+
+        async def call_again_and_again() -> None:
+            for number in range(20):
+                await queue.submit([number])
+
+        await asyncio.gather(*(call_again_and_again() for _ in range(40)))
+    sizes = [len(batch) for batch in flushes.batches]
+    assert sizes == [20] * 40
+
+
 async def test_a_submission_larger_than_a_flush_is_not_split() -> None:
     """One caller's items are written by one flush, however many they are."""
     flushes = Flushes()
@@ -119,18 +119,18 @@ async def test_a_full_queue_refuses_with_a_delay() -> None:
 async def test_items_count_by_their_size() -> None:
     """Where items have sizes, flushes and the queue are bounded by these."""
     flushes = Flushes()
-    queue = GroupCommit("test", flushes.flush, max_flush=10, max_waiting=14, size=int)
+    queue = GroupCommit("test", flushes.flush, max_flush=5, max_waiting=14, size=int)
     flushes.open.clear()
     task = asyncio.create_task(queue.run())
     first = await submitted(queue, 1)
     await flushes.started.wait()
-    waiting = [await submitted(queue, size) for size in (6, 5, 3)]
+    waiting = [await submitted(queue, size) for size in (2, 2, 6, 4)]
     with pytest.raises(Overloaded):
         await queue.submit([1])
     flushes.open.set()
     await asyncio.gather(first, *waiting)
     task.cancel()
-    assert flushes.batches == [[1], [6], [5, 3]]
+    assert flushes.batches == [[1], [2, 2], [6], [4]]
 
 
 async def test_a_poisonous_item_fails_alone() -> None:
@@ -168,11 +168,10 @@ async def test_a_conflict_that_stays_is_answered() -> None:
 
 async def test_a_refused_flush_refuses_all_its_callers() -> None:
     """A database that is gone is gone for everybody in the flush, and asked once."""
-    flushes, calls = Flushes(), 0
+    flushes, asked = Flushes(), list[int]()
 
     async def refuse(items: Sequence[int]) -> Sequence[str]:
-        nonlocal calls
-        calls += 1
+        asked.extend(items)
         raise DatabaseUnavailable
 
     flushes.flush = refuse  # type: ignore[method-assign]
@@ -180,7 +179,7 @@ async def test_a_refused_flush_refuses_all_its_callers() -> None:
         calls_made = (queue.submit([number]) for number in range(4))
         answers = await asyncio.gather(*calls_made, return_exceptions=True)
     assert all(isinstance(answer, DatabaseUnavailable) for answer in answers)
-    assert calls == 1
+    assert asked == [0, 1, 2, 3]
 
 
 async def test_a_refusal_that_one_item_earned_is_its_own() -> None:
@@ -244,59 +243,3 @@ async def test_the_end_leaves_nobody_waiting() -> None:
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 2
-
-
-@contextlib.asynccontextmanager
-async def lanes(
-    flushes: Sequence[Flushes], *, max_waiting: int = 1000
-) -> AsyncIterator[Lanes[int, str]]:
-    """Runs a lane in front of each; a number goes to the lane of its remainder."""
-    queues = [
-        GroupCommit("test", each.flush, max_flush=100, max_waiting=max_waiting) for each in flushes
-    ]
-    beside = Lanes(queues, key=lambda item: item)
-    task = asyncio.create_task(beside.run())
-    try:
-        yield beside
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def test_lanes_keep_keys_apart_and_answers_in_order() -> None:
-    """What is of one key is of one lane; a caller of several lanes gets its results in order."""
-    even, odd = Flushes(), Flushes()
-    async with lanes([even, odd]) as beside:
-        answers = await asyncio.gather(
-            *(beside.submit(list(range(at, at + 5))) for at in range(0, 100, 5)),
-            *(beside.submit([item]) for item in range(100, 110)),
-        )
-    said = [text for answer in answers for text in answer]
-    assert said == [f"done {item}" for item in range(110)]
-    assert {item % 2 for batch in even.batches for item in batch} == {0}
-    assert {item % 2 for batch in odd.batches for item in batch} == {1}
-
-
-async def test_a_lane_waits_for_no_other() -> None:
-    """While one lane's flush is held up the others go on."""
-    held, free = Flushes(), Flushes()
-    held.open.clear()
-    async with lanes([held, free]) as beside:
-        stuck = asyncio.ensure_future(beside.submit([0, 1]))
-        await held.started.wait()
-        assert await beside.submit([3]) == ["done 3"]
-        held.open.set()
-        assert await stuck == ["done 0", "done 1"]
-
-
-async def test_a_full_lane_refuses() -> None:
-    """Overloaded as soon as one lane has no room for its part; no other lane gets its own."""
-    full, free = Flushes(), Flushes()
-    async with lanes([full, free], max_waiting=2) as beside:
-        for items in ([1, 0, 2, 4], [0, 2, 4, 1]):
-            with pytest.raises(Overloaded):
-                await beside.submit(items)
-        assert await beside.submit([0, 3]) == ["done 0", "done 3"]
-    assert full.batches == [[0]]
-    assert free.batches == [[3]]

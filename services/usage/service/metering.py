@@ -9,7 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
-from chassis.groupcommit import GroupCommit, Lanes
+from chassis.groupcommit import GroupCommit
+from chassis.lanes import Lanes
 from chassis.postgres import Connection
 from chassis.refusals import Conflict
 from services.usage.domain import metering
